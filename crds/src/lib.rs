@@ -1,0 +1,10 @@
+//! The contract that every Nexus process shares: objects -> `compile` -> table -> `Matcher`.
+//!
+//! Nothing here does I/O, reads a clock or needs an async runtime.
+
+pub mod access;
+pub mod matcher;
+pub mod names;
+pub mod path;
+pub mod strategy;
+pub mod table;

@@ -1,0 +1,3 @@
+//! The sidecar as a library, so that its binary, the relay and the tests share one implementation.
+
+pub mod error;
