@@ -109,11 +109,9 @@ impl Answer {
                 let body = json!({"token": payload}).to_string();
                 Some(raw::response(200, "application/json", &body))
             }
-            Reply::Credential(payload) => Some(raw::response(
-                200,
-                "application/json",
-                &payload.to_string(),
-            )),
+            Reply::Credential(payload) => {
+                Some(raw::response(200, "application/json", &payload.to_string()))
+            }
             Reply::Status(status, body) => Some(match front {
                 Front::Gateway => raw::response(*status, "", ""),
                 Front::Broker => raw::response(*status, "application/json", &body.to_string()),
@@ -250,7 +248,12 @@ impl State {
             Front::Broker => {
                 let rest = path.strip_prefix("/connections/")?;
                 let (id, what) = rest.split_once('/')?;
-                (id, (what == "refresh").then_some(true).or((what == "token").then_some(false))?)
+                (
+                    id,
+                    (what == "refresh")
+                        .then_some(true)
+                        .or((what == "token").then_some(false))?,
+                )
             }
             Front::Gateway | Front::Grpc => match path.strip_prefix("/v1/token/") {
                 Some(id) => (id, false),
@@ -357,7 +360,10 @@ mod tests {
     async fn gateway_passes_statuses_on_without_a_body() {
         let broker = Broker::gateway().await;
         broker.set(ID, Answer::status(403, "connection_not_active"));
-        let answer = Agent::new(broker.addr).get(&format!("/v1/token/{ID}")).send().await;
+        let answer = Agent::new(broker.addr)
+            .get(&format!("/v1/token/{ID}"))
+            .send()
+            .await;
         assert_eq!((answer.status, answer.body.len()), (403, 0));
         assert_eq!((broker.calls(ID), broker.max_in_flight(ID)), (1, 1));
     }
@@ -369,10 +375,22 @@ mod tests {
         let path = format!("/connections/{ID}/token");
         let agent = Agent::new(broker.addr);
         assert_eq!(agent.get(&path).send().await.status, 401);
-        assert_eq!(agent.get(&path).header("X-API-Key", "no").send().await.status, 403);
+        assert_eq!(
+            agent
+                .get(&path)
+                .header("X-API-Key", "no")
+                .send()
+                .await
+                .status,
+            403
+        );
         let answer = agent.get(&path).header("X-API-Key", "key").send().await;
         assert_eq!(answer.json()["credentials"]["access_token"], "token");
-        let other = agent.get("/v1/token/x").header("X-API-Key", "key").send().await;
+        let other = agent
+            .get("/v1/token/x")
+            .header("X-API-Key", "key")
+            .send()
+            .await;
         assert_eq!(other.status, 404);
     }
 
@@ -385,6 +403,9 @@ mod tests {
         assert_eq!(answer.json()["token"]["strategy"]["type"], "oauth2");
         broker.set(ID, Answer::status(404, "connection_not_found"));
         let answer = agent.get(&format!("/v1/token/{ID}")).send().await;
-        assert_eq!((answer.status, answer.text()), (200, r#"{"token":{}}"#.to_owned()));
+        assert_eq!(
+            (answer.status, answer.text()),
+            (200, r#"{"token":{}}"#.to_owned())
+        );
     }
 }

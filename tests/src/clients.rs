@@ -70,7 +70,10 @@ pub fn node_script(script: &str) -> Command {
     let mut command = Command::new("sh");
     // The shell removes the copy once Node has read and run it.
     command
-        .args(["-c", r#"node "$0" "$@"; code=$?; rm -r "$(dirname "$0")"; exit $code"#])
+        .args([
+            "-c",
+            r#"node "$0" "$@"; code=$?; rm -r "$(dirname "$0")"; exit $code"#,
+        ])
         .arg(copy);
     let _ = folder.keep();
     command
@@ -82,7 +85,7 @@ pub fn node_script(script: &str) -> Command {
 ///
 /// When it fails, showing what it said.
 pub async fn output(command: &mut Command) -> String {
-    succeeded(run(command, "").await)
+    succeeded(&run(command, "").await)
 }
 
 /// Runs a verifier: JSON in, JSON out.
@@ -91,11 +94,11 @@ pub async fn output(command: &mut Command) -> String {
 ///
 /// When it fails, showing what it said.
 pub async fn ask(command: &mut Command, question: &Value) -> Value {
-    let text = succeeded(run(command, &question.to_string()).await);
+    let text = succeeded(&run(command, &question.to_string()).await);
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{text:?}: {e}"))
 }
 
-fn succeeded(output: Output) -> String {
+fn succeeded(output: &Output) -> String {
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),

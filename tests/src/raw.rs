@@ -380,10 +380,7 @@ impl RawAgent {
     /// True once the peer has closed the connection.
     pub async fn is_closed_within(&mut self, limit: Duration) -> bool {
         let read = self.stream.read_buf(&mut self.buffer);
-        matches!(
-            tokio::time::timeout(limit, read).await,
-            Ok(Ok(0) | Err(_))
-        )
+        matches!(tokio::time::timeout(limit, read).await, Ok(Ok(0) | Err(_)))
     }
 }
 
@@ -399,7 +396,10 @@ mod tests {
         let first = Message::take(&mut buffer).unwrap().unwrap();
         let second = Message::take(&mut buffer).unwrap().unwrap();
         assert_eq!((first.target(), first.body.as_slice()), ("/a", &b"hi"[..]));
-        assert_eq!((second.target(), second.body.as_slice()), ("/b", &b"abc"[..]));
+        assert_eq!(
+            (second.target(), second.body.as_slice()),
+            ("/b", &b"abc"[..])
+        );
         assert_eq!(buffer, b"GET");
     }
 

@@ -11,6 +11,7 @@
 //! | anything else | the request as JSON |
 
 use std::convert::Infallible;
+use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -229,9 +230,17 @@ async fn serve(
     let service = service_fn(move |request| answer(request, Arc::clone(&state)));
     // Clients that go away mid-way are what many tests are about.
     let _ = match acceptor {
-        None => builder.serve_connection(TokioIo::new(stream), service).await,
+        None => {
+            builder
+                .serve_connection(TokioIo::new(stream), service)
+                .await
+        }
         Some(acceptor) => match acceptor.accept(stream).await {
-            Ok(stream) => builder.serve_connection(TokioIo::new(stream), service).await,
+            Ok(stream) => {
+                builder
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await
+            }
             Err(_) => Ok(()),
         },
     };
@@ -309,14 +318,17 @@ async fn read(request: Request<Incoming>, keep: bool) -> Result<Seen, hyper::Err
 }
 
 fn text(headers: &HeaderMap, name: &str) -> String {
-    headers
-        .get(name)
-        .map_or_else(String::new, |v| String::from_utf8_lossy(v.as_bytes()).into())
+    headers.get(name).map_or_else(String::new, |v| {
+        String::from_utf8_lossy(v.as_bytes()).into()
+    })
 }
 
 /// Lower-case hexadecimal.
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 fn full(value: &serde_json::Value) -> Content {

@@ -51,6 +51,10 @@ mod tests {
         let messages = Message::all(&bytes).unwrap();
         assert_eq!(messages.len(), 1);
         assert_eq!(messages[0].status(), 403);
-        assert!(messages[0].body.starts_with(br#"{"error":"invalid_api_key""#));
+        assert!(
+            messages[0]
+                .body
+                .starts_with(br#"{"error":"invalid_api_key""#)
+        );
     }
 }
