@@ -25,6 +25,8 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// Only installs the test clients, for running single tests with `cargo test`.
+    Clients,
     /// Everything that must pass before a change lands.
     Ci,
     /// Writes the files that are made from the types: CRDs and schemas.
@@ -38,6 +40,7 @@ enum Task {
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Task::Test { arguments } => ci::test(&arguments),
+        Task::Clients => clients::install(),
         Task::Ci => ci::run_ci(),
         Task::Generate { check } => generate::run(check),
     }
