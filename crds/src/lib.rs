@@ -7,5 +7,6 @@ pub mod header;
 pub mod matcher;
 pub mod names;
 pub mod path;
+pub mod spec;
 pub mod strategy;
 pub mod table;
