@@ -1,3 +1,5 @@
 //! The sidecar as a library, so that its binary, the relay and the tests share one implementation.
 
+pub mod credential;
 pub mod error;
+pub mod sign;
