@@ -1,3 +1,7 @@
 //! The sidecar as a library, so that its binary, the relay and the tests share one implementation.
 
 pub mod error;
+pub mod limiter;
+pub mod metrics;
+pub mod proxy;
+pub mod record;

@@ -1,0 +1,3 @@
+//! Stands in for the real module: the record of one request.
+
+pub mod writer;
