@@ -3,6 +3,7 @@
 //! Nothing here does I/O, reads a clock or needs an async runtime.
 
 pub mod access;
+pub mod header;
 pub mod matcher;
 pub mod names;
 pub mod path;
