@@ -1,0 +1,4 @@
+pub(crate) mod broker;
+pub(crate) mod credentials;
+pub(crate) mod echo;
+pub(crate) mod vault;

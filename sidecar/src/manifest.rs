@@ -1,0 +1,3 @@
+pub(crate) mod files;
+pub mod problem;
+pub(crate) mod yaml;
