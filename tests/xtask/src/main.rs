@@ -1,1 +1,47 @@
-fn main() {}
+//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask generate`.
+//!
+//! A person and CI run the same ones. Each step says its name and how long it took.
+
+mod ci;
+mod clients;
+mod generate;
+mod step;
+
+use clap::{Parser, Subcommand};
+
+/// The project's own commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Installs the test clients, builds the sidecar for release and runs every test against it.
+    Test {
+        /// Passed to `cargo test`, after `--workspace`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Only installs the test clients, for running single tests with `cargo test`.
+    Clients,
+    /// Everything that must pass before a change lands.
+    Ci,
+    /// Writes the files that are made from the types: CRDs and schemas.
+    Generate {
+        /// Only says whether they are up to date.
+        #[arg(long)]
+        check: bool,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Task::Test { arguments } => ci::test(&arguments),
+        Task::Clients => clients::install(),
+        Task::Ci => ci::run_ci(),
+        Task::Generate { check } => generate::run(check),
+    }
+}
