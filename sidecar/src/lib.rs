@@ -1,3 +1,4 @@
 //! The sidecar as a library, so that its binary, the relay and the tests share one implementation.
 
 pub mod error;
+pub mod upstream;
