@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
@@ -19,7 +20,7 @@ use crate::credential::cache::{CacheSettings, CredentialCache};
 use crate::credential::client::ControlPlane;
 use crate::drain;
 use crate::limiter::RateLimiter;
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Reading};
 use crate::proxy::Proxy;
 use crate::proxy::resolve::BrowserGuard;
 use crate::ready::Readiness;
@@ -33,6 +34,8 @@ use crate::upstream::{Settings as UpstreamSettings, Upstreams};
 
 const PROXY_PORT: u16 = 8080;
 const ADMIN_PORT: u16 = 9901;
+/// Routes and tenants whose rates are remembered.
+const LIMITED_KEYS: usize = 10_000;
 
 /// What `run` and `dev` have in common.
 pub struct Config {
@@ -67,7 +70,7 @@ pub struct Bound {
     admin: Admin,
     recorder: Arc<Recorder>,
     reloader: Reloader,
-    drain_timeout: std::time::Duration,
+    drain_timeout: Duration,
     proxy_addresses: Vec<SocketAddr>,
     admin_address: SocketAddr,
 }
@@ -86,13 +89,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     own_listeners.push(admin_address);
     let upstreams = Upstreams::new(UpstreamSettings {
         own_listeners,
-        forbidden: control.address().into_iter().collect(),
+        control_plane: control.address().into_iter().collect(),
         ..UpstreamSettings::default()
     });
     let credentials = CredentialCache::new(Arc::new(control), cache);
     let shared: SharedRoutes = Arc::new(ArcSwapOption::empty());
     let recorder =
-        Arc::new(Recorder::new(serve.access_log, AccessWriter::new(std::io::stdout()), Arc::clone(&metrics)));
+        Arc::new(Recorder::new(serve.access_log, AccessWriter::stdout()?, Arc::clone(&metrics)));
     let mut reloader = Reloader {
         source: routes,
         watch: None,
@@ -109,12 +112,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         routes: shared,
         tenants,
         credentials: Arc::clone(&credentials),
-        limiter: RateLimiter::new(),
+        limiter: RateLimiter::new(LIMITED_KEYS),
+        started: Instant::now(),
         recorder: Arc::clone(&recorder),
         guard: BrowserGuard::new(&serve.allowed_host),
         signed: Arc::new(AtomicU64::new(0)),
     };
-    metrics.observe(reloader.sources());
+    observe(&metrics, &recorder, &credentials);
     Ok(Bound {
         server: Server {
             proxy: Arc::new(proxy),
@@ -180,6 +184,18 @@ impl Bound {
         recorder.flush();
         Ok(())
     }
+}
+
+/// Values that are kept elsewhere and read when the metrics are.
+fn observe(metrics: &Metrics, recorder: &Arc<Recorder>, credentials: &Arc<CredentialCache>) {
+    let cache = Arc::clone(credentials);
+    metrics.read_from(Reading::CredentialCacheEntries, move || cache.len() as u64);
+    let log = Arc::downgrade(recorder);
+    let losses = move || log.upgrade().map(|recorder| recorder.losses()).unwrap_or_default();
+    let (dropped, failed) = (losses.clone(), losses.clone());
+    metrics.read_from(Reading::AccessLinesDropped, move || dropped().dropped);
+    metrics.read_from(Reading::AccessWritesFailed, move || failed().failed_writes);
+    metrics.read_from(Reading::AccessLinesUnwritten, move || losses().unwritten);
 }
 
 fn announce(proxy: &[SocketAddr], admin: SocketAddr, banner: &str) -> anyhow::Result<()> {

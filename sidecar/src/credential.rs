@@ -14,6 +14,7 @@ pub mod status;
 mod wire;
 
 use std::fmt;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use http::header::AUTHORIZATION;
@@ -23,6 +24,7 @@ use zeroize::Zeroizing;
 
 pub use payload::PayloadError;
 
+use crate::proxy::scrub::Scrubber;
 use crate::sign::{hmac, sigv4};
 
 /// A credential stops being used this long before it expires, so that a request under way is not refused.
@@ -44,6 +46,7 @@ pub struct Credential {
     expires_at: Option<SystemTime>,
     usable_until: Option<SystemTime>,
     refreshable: bool,
+    scrubber: OnceLock<Option<Arc<Scrubber>>>,
 }
 
 /// What is done to a request, as far as it can be prepared before there is one.
@@ -121,6 +124,7 @@ impl Credential {
             expires_at: None,
             usable_until: None,
             refreshable: parsed.refreshable,
+            scrubber: OnceLock::new(),
         };
         credential.set_expiry();
         if parsed.expired {
@@ -165,6 +169,16 @@ impl Credential {
     /// prefix. For `basic_auth` the pair `user:password` is among them.
     pub fn secrets(&self) -> impl Iterator<Item = &[u8]> {
         self.secrets.iter().map(|secret| secret.as_slice())
+    }
+
+    /// Finds this credential in answers; built at the first one. `None` if it is too short to be looked for.
+    pub fn scrubber(&self) -> Option<&Arc<Scrubber>> {
+        self.scrubber
+            .get_or_init(|| {
+                // The pair of `basic_auth` is among the secrets, so its base64 forms are among theirs.
+                Scrubber::new(self.secrets(), std::iter::empty()).map(Arc::new)
+            })
+            .as_ref()
     }
 
     /// Headers that only the sidecar may set: the agent's copies are to be stripped before signing.

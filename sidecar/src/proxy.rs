@@ -27,14 +27,15 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use self::body::{ContinueGate, Progress, RequestBody};
-use self::resolve::{Addressing, BrowserGuard, Target};
-use self::respond::{AgentBody, StreamLimits};
+use self::resolve::{BrowserGuard, Target};
+use self::respond::{AgentBody, Answer};
 use crate::credential::cache::CredentialCache;
 use crate::credential::{BodyMode, Credential, QueryPair};
 use crate::error::{Code, ProxyError, is_grpc};
 use crate::limiter::RateLimiter;
 use crate::record::{Record, Recorder, chain};
 use crate::routes::{Route, SharedRoutes, Tenants};
+use crate::server::activity::InFlight;
 use crate::sign::{SignInput, sign};
 use crate::upstream::{SendError, UpstreamBody};
 
@@ -57,23 +58,20 @@ pub struct Proxy {
     pub recorder: Arc<Recorder>,
     /// Who is refused before anything is looked up.
     pub guard: BrowserGuard,
+    /// Where the limiter's clock begins.
+    pub started: std::time::Instant,
     /// Bytes of signed bodies in memory.
     pub signed: Arc<AtomicU64>,
 }
 
 impl Proxy {
     /// Answers one request. Never fails: what goes wrong is an answer too.
-    pub async fn handle(&self, request: Request<Incoming>) -> Response<AgentBody> {
+    pub async fn handle(&self, request: Request<Incoming>, in_flight: InFlight) -> Response<AgentBody> {
         let (parts, body) = request.into_parts();
-        let mut record = self.recorder.begin(&parts);
+        let mut record = self.recorder.begin(&parts, in_flight);
         let grpc = is_grpc(&parts.headers);
         match self.exchange(parts, body, &mut record).await {
-            Ok(Answer { response, route, credential, addressing, sent, limits }) => {
-                let mut response =
-                    respond::respond(response, &route.compiled.response, &credential, limits, record);
-                links::rewrite_answer(response.headers_mut(), &route.compiled, &credential, &sent, &addressing);
-                response
-            }
+            Ok(answer) => respond::respond(answer, record),
             Err(error) => {
                 record.failed(&error);
                 let response = error.response(record.request_id(), grpc);
@@ -95,8 +93,7 @@ impl Proxy {
         let sent = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
         let response = forward(&route, parts, signed, deadline).await?;
 
-        let limits = StreamLimits { idle: route.compiled.timeouts.idle, deadline };
-        Ok(Answer { response, credential, addressing: target.addressing, sent, limits, route })
+        Ok(Answer { response, route, credential, addressing: target.addressing, sent, deadline })
     }
 
     /// Step 1.
@@ -126,13 +123,15 @@ impl Proxy {
                 if !access.warn_only {
                     return Err(ProxyError::new(Code::RequestDenied, "an access rule of the route denies this method and path"));
                 }
-                target.route.metrics.would_deny();
+                target.route.metrics.add_access_warning();
                 tracing::warn!(route = %compiled.name, method = %parts.method, "an access rule would deny the request");
             }
         }
-        let Some(rate) = compiled.limits.rate else { return Ok(()) };
-        let tenant = target.tenant.as_ref().map_or(&b""[..], HeaderValue::as_bytes);
-        self.limiter.check(&compiled.name, tenant, rate).map_err(|after| {
+        let Some(rate) = target.route.rate else { return Ok(()) };
+        let tenant = target.tenant.as_ref().and_then(|tenant| tenant.to_str().ok());
+        let key = self.limiter.key(&compiled.name, tenant);
+        let now = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.limiter.check(key, rate, now).map_err(|after| {
             ProxyError::new(Code::RateLimited, "the route's limits.requestsPerSecond is used up").retry_after(after)
         })
     }
@@ -214,16 +213,6 @@ impl Proxy {
     }
 }
 
-/// The upstream's answer and what is needed to give it back.
-struct Answer {
-    response: Response<UpstreamBody>,
-    route: Arc<Route>,
-    credential: Arc<Credential>,
-    addressing: Addressing,
-    sent: PathAndQuery,
-    limits: StreamLimits,
-}
-
 /// Step 4. Leaves in `parts.headers` exactly what is sent, and says which target.
 fn prepare(parts: &mut Parts, target: &Target, credential: &Credential) -> Result<Outgoing, ProxyError> {
     let route = &target.route;
@@ -269,7 +258,7 @@ impl Outgoing {
             let mut text = self.0.as_str().to_owned();
             for pair in injected {
                 text.push(if text.contains('?') { '&' } else { '?' });
-                text.push_str(pair.encoded());
+                text.push_str(&pair.encoded);
             }
             PathAndQuery::try_from(text)
                 .map_err(|_| ProxyError::new(Code::CredentialInvalid, "the credential does not fit into a query"))?
@@ -349,7 +338,7 @@ async fn forward(
 }
 
 fn answered(result: Result<Response<UpstreamBody>, SendError>) -> Result<Response<UpstreamBody>, ProxyError> {
-    let response = result.map_err(|error| error.into_proxy_error())?;
+    let response = result.map_err(ProxyError::from)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(ProxyError::new(Code::UpstreamUnreachable, "the upstream switched protocols without being asked to"));
     }

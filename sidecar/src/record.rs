@@ -6,7 +6,7 @@ pub mod writer;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::request::Parts;
 use http::uri::PathAndQuery;
@@ -16,10 +16,14 @@ use serde::Serialize;
 
 use crate::args::AccessLog;
 use crate::error::{Code, ProxyError};
-use crate::metrics::Metrics;
+use crate::metrics::{AuditEvent, Held, Metrics, Outcome};
 use crate::proxy::resolve::Target;
-use crate::record::writer::{AccessWriter, Priority};
+use crate::record::writer::{AccessWriter, Losses, Priority};
 use crate::routes::Route;
+use crate::server::activity::InFlight;
+
+/// How long the last lines may take at shutdown.
+const FLUSH_LIMIT: Duration = Duration::from_secs(2);
 
 /// Where records go.
 pub struct Recorder {
@@ -36,10 +40,11 @@ impl Recorder {
     }
 
     /// Starts the record of a request.
-    pub fn begin(self: &Arc<Self>, request: &Parts) -> Record {
-        self.metrics.request_started();
+    pub fn begin(self: &Arc<Self>, request: &Parts, in_flight: InFlight) -> Record {
         Record {
             recorder: Arc::clone(self),
+            _counted: self.metrics.in_flight.hold(),
+            _in_flight: in_flight,
             started: Instant::now(),
             id: self.ids.next(),
             method: request.method.clone(),
@@ -56,13 +61,33 @@ impl Recorder {
 
     /// Writes what is still buffered.
     pub fn flush(&self) {
-        self.writer.flush();
+        if !self.writer.flush(FLUSH_LIMIT) {
+            tracing::warn!("standard output does not take the last access lines");
+        }
+    }
+
+    /// Another table serves: an audit event.
+    pub fn table_changed(&self, revision: u64, hash: &str, routes: usize) {
+        self.metrics.audit(AuditEvent::TableChange);
+        let line = TableLine { kind: "audit", event: AuditEvent::TableChange.label(), time: Timestamp::now(), revision, hash, routes };
+        self.writer.line(Priority::Audit, |buffer| {
+            if let Err(error) = serde_json::to_writer(buffer, &line) {
+                tracing::error!(%error, "an audit line cannot be written");
+            }
+        });
+    }
+
+    /// What the output did not take.
+    pub fn losses(&self) -> Losses {
+        self.writer.losses()
     }
 }
 
 /// The facts of one request.
 pub struct Record {
     recorder: Arc<Recorder>,
+    _counted: Held,
+    _in_flight: InFlight,
     started: Instant,
     id: HeaderValue,
     method: Method,
@@ -131,6 +156,17 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[derive(Serialize)]
+struct TableLine<'a> {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    event: &'static str,
+    time: Timestamp,
+    revision: u64,
+    hash: &'a str,
+    routes: usize,
+}
+
+#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Line<'a> {
     #[serde(rename = "type")]
@@ -167,14 +203,19 @@ impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
         let metrics = &self.recorder.metrics;
-        metrics.request_finished(
-            self.route.as_ref().map(|route| &*route.metrics),
-            self.status,
-            self.code,
-            elapsed,
-        );
+        let counters = self.route.as_ref().map_or_else(|| metrics.unrouted(), |route| &route.metrics);
+        counters.record(match (self.code, self.status) {
+            (Some(code), _) => Outcome::Error(code),
+            (None, Some(status)) => Outcome::Upstream(status),
+            (None, None) => Outcome::Cancelled,
+        });
+        metrics.observe_duration(elapsed);
         if self.scrubbed > 0 {
-            metrics.scrubbed(self.scrubbed);
+            counters.add_scrub_hits(self.scrubbed);
+            metrics.audit(AuditEvent::ScrubHit);
+        }
+        if self.code.is_some_and(is_refusal) {
+            metrics.audit(AuditEvent::Refusal);
         }
         let audit = self.scrubbed > 0 || self.code.is_some_and(is_refusal);
         let wanted = match self.recorder.which {
@@ -202,7 +243,11 @@ impl Drop for Record {
             duration_ms: elapsed.as_secs_f64() * 1000.0,
         };
         let priority = if audit { Priority::Audit } else { Priority::Access };
-        self.recorder.writer.line(priority, &line);
+        self.recorder.writer.line(priority, |buffer| {
+            if let Err(error) = serde_json::to_writer(buffer, &line) {
+                tracing::error!(%error, "an access line cannot be written");
+            }
+        });
     }
 }
 

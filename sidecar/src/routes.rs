@@ -3,16 +3,18 @@
 pub mod watch;
 
 use std::collections::HashSet;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use anyhow::Context;
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
-use nexus_crds::matcher::{CompiledRoute, Connection, Matcher};
+use nexus_crds::matcher::{CompiledRoute, Connection, Connections, Matcher};
 use nexus_crds::strategy::StrategySpec;
 use nexus_crds::table::RouteTable;
 
 use crate::credential::cache::{CredentialKey, strategy_digest};
+use crate::limiter::Rate;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::proxy::body::RequestBody;
 use crate::upstream::{Pool, Upstreams};
@@ -29,6 +31,8 @@ pub struct Route {
     pub strategy: Option<Arc<StrategySpec>>,
     /// Part of the key of its credentials.
     pub strategy_digest: u128,
+    /// Its rate limit.
+    pub rate: Option<Rate>,
     /// Its counters.
     pub metrics: Arc<RouteMetrics>,
 }
@@ -36,11 +40,16 @@ pub struct Route {
 impl Route {
     /// Under which key the credential of a connection is cached for this route.
     pub fn credential_key(&self, connection: Connection) -> CredentialKey {
-        CredentialKey {
-            id: connection.id.as_u128(),
-            key_id: connection.key_id.map(|id| id.as_u128()),
-            strategy: self.strategy_digest,
-        }
+        CredentialKey::new(connection, self.strategy_digest)
+    }
+
+    fn credential_keys(&self) -> impl Iterator<Item = CredentialKey> {
+        let Connections { tenantless, by_tenant, any_tenant } = &self.compiled.connections;
+        tenantless
+            .iter()
+            .chain(by_tenant.values())
+            .chain(any_tenant)
+            .map(|connection| self.credential_key(*connection))
     }
 }
 
@@ -65,18 +74,9 @@ impl RouteSet {
         upstreams: &Arc<Upstreams<RequestBody>>,
         metrics: &Metrics,
     ) -> anyhow::Result<Self> {
-        let mut failure = None;
-        let matcher = Matcher::load(table, |compiled| match prepare(compiled, upstreams, metrics) {
-            Ok(route) => Some(Arc::new(route)),
-            Err(error) => {
-                failure.get_or_insert(error);
-                None
-            }
+        let matcher: Matcher<Arc<Route>> = Matcher::try_load(table, |compiled| {
+            prepare(compiled, upstreams, metrics).map(Arc::new)
         })?;
-        if let Some(error) = failure {
-            return Err(error);
-        }
-        let matcher = matcher.filter_map(|route| route);
         let needs_names =
             matcher.routes().iter().any(|route| route.compiled.connections.any_tenant.is_some());
         let mut named = HashSet::default();
@@ -95,6 +95,11 @@ impl RouteSet {
             only.filter(|_| !several).and_then(|tenant| HeaderValue::from_str(tenant).ok());
         Ok(Self { revision: table.revision, hash: table.hash.clone(), named, only_tenant, matcher })
     }
+
+    /// Keys of every credential that the routes may use.
+    pub fn credential_keys(&self) -> impl Iterator<Item = CredentialKey> {
+        self.matcher.routes().iter().flat_map(|route| route.credential_keys())
+    }
 }
 
 fn prepare(
@@ -112,6 +117,7 @@ fn prepare(
         host,
         strategy: compiled.strategy.clone().map(Arc::new),
         strategy_digest: strategy_digest(compiled.strategy.as_ref()),
+        rate: compiled.limits.rate.and_then(|rate| Some(Rate { per_second: NonZeroU32::new(rate.per_second)?, burst: NonZeroU32::new(rate.burst)? })),
         metrics: metrics.route(&compiled.name, &compiled.provider),
         compiled,
     })

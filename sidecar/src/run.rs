@@ -21,7 +21,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     let RunArgs { routes, control, tenants, serve } = args;
     let cache = CacheSettings { max_age: control.credential_max_age, ..CacheSettings::default() };
     let config = Config {
-        control: ControlPlane::new(control_plane(control))?,
+        control: ControlPlane::new(control_plane(control)?)?,
         cache,
         tenants: allowed(tenants)?,
         routes: RouteSource {
@@ -55,7 +55,7 @@ pub fn raise_file_limit() {
     }
 }
 
-fn control_plane(args: ControlArgs) -> ControlPlaneConfig {
+fn control_plane(args: ControlArgs) -> anyhow::Result<ControlPlaneConfig> {
     let ControlArgs {
         gateway_url,
         broker_url,
@@ -68,19 +68,19 @@ fn control_plane(args: ControlArgs) -> ControlPlaneConfig {
         credential_max_age: _,
     } = args;
     let (flavour, url) = match (gateway_url, broker_url) {
-        (None, Some(url)) => (Flavour::Broker, Some(url)),
-        (url, _) => (Flavour::Gateway, url),
+        (Some(url), _) => (Flavour::Gateway, url),
+        (None, Some(url)) => (Flavour::Broker, url),
+        (None, None) => anyhow::bail!("give --gateway-url or --broker-url"),
     };
-    ControlPlaneConfig {
-        flavour,
-        url,
+    Ok(ControlPlaneConfig {
         api_key_file,
         token_file,
         client_cert_file: client_cert,
         client_key_file: client_key,
         ca_file: gateway_ca,
         allow_insecure: allow_insecure_gateway,
-    }
+        ..ControlPlaneConfig::new(flavour, url)
+    })
 }
 
 fn allowed(tenants: Option<Vec<String>>) -> anyhow::Result<Tenants> {

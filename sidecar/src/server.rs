@@ -99,7 +99,7 @@ impl Server {
         };
         if let Err(error) = result {
             if error.is_parse() {
-                self.metrics.malformed_request();
+                self.metrics.malformed_requests.inc();
             }
             tracing::debug!(%peer, error = %crate::record::chain(&error), "agent connection ended");
         }

@@ -5,21 +5,24 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{CONNECTION, CONTENT_TYPE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
-use nexus_crds::matcher::{ResponseRules, Scrub};
+use http::uri::PathAndQuery;
+use nexus_crds::matcher::{ResponseRules, RewriteLinks, Scrub};
 use tokio::time::{Instant, Sleep};
 
 use super::body::{BodyError, IdleTimer};
 use super::headers::remove_connection_named;
+use super::links;
+use super::resolve::Addressing;
 use super::scrub::{ScrubStream, Scrubber, is_textual};
 use crate::credential::Credential;
 use crate::error::{Code, REQUEST_ID};
 use crate::record::Record;
+use crate::routes::Route;
 use crate::upstream::UpstreamBody;
 
 /// What goes to the agent. Owns the record of the request, which is written when the last byte was handed
@@ -34,6 +37,7 @@ pub enum AgentBody {
 /// A streaming answer.
 pub struct Download {
     body: UpstreamBody,
+    scrubber: Option<Arc<Scrubber>>,
     scrub: Option<ScrubStream>,
     block: bool,
     idle: IdleTimer,
@@ -43,50 +47,83 @@ pub struct Download {
     record: Record,
 }
 
-/// Timeouts that hold while an answer streams.
-#[derive(Clone, Copy, Debug)]
-pub struct StreamLimits {
-    /// Between two pieces.
-    pub idle: Option<Duration>,
+/// The upstream's answer and what is needed to give it back.
+pub struct Answer {
+    /// The answer as it came.
+    pub response: Response<UpstreamBody>,
+    /// The route that was asked for.
+    pub route: Arc<Route>,
+    /// The credential that was sent.
+    pub credential: Arc<Credential>,
+    /// How the caller addressed the upstream.
+    pub addressing: Addressing,
+    /// The target that was sent.
+    pub sent: PathAndQuery,
     /// End of the whole exchange.
     pub deadline: Option<Instant>,
 }
 
 /// The answer as the agent gets it.
-pub fn respond(
-    response: Response<UpstreamBody>,
-    rules: &ResponseRules,
-    credential: &Credential,
-    limits: StreamLimits,
-    mut record: Record,
-) -> Response<AgentBody> {
+pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
+    let Answer { response, route, credential, addressing, sent, deadline } = answer;
+    let rules = &route.compiled.response;
     let (mut parts, body) = response.into_parts();
     record.status(parts.status);
-    strip(&mut parts.headers, rules, credential);
+    strip(&mut parts.headers, rules, &credential);
+    match rules.rewrite_links {
+        RewriteLinks::Headers | RewriteLinks::Body => {
+            rewrite_links(&mut parts.headers, &route, &credential, &addressing, &sent);
+        }
+        RewriteLinks::Off => {}
+    }
     let scrubber = match rules.scrub {
         Scrub::Redact | Scrub::Block => credential.scrubber(),
         Scrub::Off => None,
     };
-    let mut stream = None;
+    let mut scrub = None;
     if let Some(scrubber) = scrubber {
-        let hits = scrub_headers(&mut parts.headers, scrubber);
-        record.scrubbed(hits);
-        if is_textual(parts.headers.get(CONTENT_TYPE)) && !body.is_end_stream() {
-            stream = Some(ScrubStream::new(Arc::clone(scrubber)));
+        record.scrubbed(scrub_headers(&mut parts.headers, scrubber));
+        if !body.is_end_stream() && is_textual(parts.headers.get(CONTENT_TYPE)) {
+            scrub = Some(ScrubStream::new(Arc::clone(scrubber)));
         }
     }
     parts.headers.insert(REQUEST_ID, record.request_id().clone());
     let body = AgentBody::Stream(Box::new(Download {
         body,
-        scrub: stream,
+        scrubber: scrubber.cloned(),
+        scrub,
         block: rules.scrub == Scrub::Block,
-        idle: IdleTimer::new(limits.idle),
-        deadline: limits.deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
+        idle: IdleTimer::new(route.compiled.timeouts.idle),
+        deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
         ready: VecDeque::new(),
         ended: false,
         record,
     }));
     Response::from_parts(parts, body)
+}
+
+fn rewrite_links(
+    headers: &mut HeaderMap,
+    route: &Route,
+    credential: &Credential,
+    addressing: &Addressing,
+    sent: &PathAndQuery,
+) {
+    let upstream = &route.compiled.upstream;
+    let injected: Vec<&str> = credential.sets_query().iter().map(|pair| pair.name.as_str()).collect();
+    let sent = links::Sent {
+        tls: upstream.tls,
+        authority: &upstream.authority,
+        base_path: &upstream.base_path,
+        path: sent.path(),
+        injected_query: &injected,
+    };
+    let addressing = match addressing {
+        Addressing::Headers => links::Addressing::Headers,
+        Addressing::Prefix(prefix) => links::Addressing::Prefix(prefix),
+        Addressing::Absolute(scheme) => links::Addressing::Absolute { scheme },
+    };
+    links::rewrite(headers, &sent, addressing, &route.compiled.response.link_headers);
 }
 
 /// Hop-by-hop fields, and what would reach beyond the answer: cookies, transport policy for `localhost`,
@@ -222,13 +259,11 @@ impl Download {
 
     fn take(&mut self, frame: Frame<Bytes>) {
         match frame.into_data() {
-            Ok(data) => match &mut self.scrub {
-                Some(scrub) => {
-                    let pieces = scrub.push(data);
-                    self.ready.extend(pieces.into_iter().filter(|piece| !piece.is_empty()).map(Frame::data));
-                }
-                None => self.ready.push_back(Frame::data(data)),
-            },
+            Ok(data) => {
+                let Some(scrub) = &mut self.scrub else { return self.ready.push_back(Frame::data(data)) };
+                let (held, data) = scrub.push(data);
+                self.ready.extend([held, data].into_iter().filter(|piece| !piece.is_empty()).map(Frame::data));
+            }
             Err(frame) => {
                 self.end();
                 if let Ok(mut trailers) = frame.into_trailers() {
@@ -243,9 +278,8 @@ impl Download {
         for name in [CONNECTION, TRANSFER_ENCODING, SET_COOKIE, UPGRADE, TE] {
             trailers.remove(name);
         }
-        if let Some(scrub) = &self.scrub {
-            let hits = scrub_headers(trailers, scrub.scrubber());
-            self.record.scrubbed(hits);
+        if let Some(scrubber) = &self.scrubber {
+            self.record.scrubbed(scrub_headers(trailers, scrubber));
         }
     }
 

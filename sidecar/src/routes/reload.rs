@@ -60,7 +60,7 @@ impl Reloader {
             if let Err(error) = self.reload().await {
                 let error = format!("{error:#}");
                 tracing::error!(%error, "the changed routes cannot be used; the last good ones serve on");
-                self.metrics.reload_failed();
+                self.metrics.table_reload_failures.inc();
                 self.readiness.update(|state| state.last_error = Some(error));
             }
         }
@@ -96,7 +96,8 @@ impl Reloader {
         self.shared.store(Some(routes));
         self.credentials.retain(|key| keys.contains(key));
         self.upstreams.retain_used();
-        self.metrics.table_loaded(revision, count);
+        self.metrics.table_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.metrics.table_routes.set(i64::try_from(count).unwrap_or(i64::MAX));
         self.recorder.table_changed(revision, &hash, count);
         tracing::info!(revision, hash, routes = count, "routes loaded");
         self.readiness.update(|state| {

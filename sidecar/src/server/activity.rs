@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Duration;
 
-use crate::metrics::Metrics;
+use crate::metrics::{Held, Metrics};
 
 /// Agent connections at once.
 const MAX_CONNECTIONS: usize = 4096;
@@ -143,8 +143,8 @@ impl Connections {
         let key = open.next;
         open.next += 1;
         open.activities.insert(key, Watch { activity: Arc::clone(&activity), seen: Seen::default() });
-        self.metrics.agent_connections(open.activities.len());
-        Some(Registered { connections: Arc::clone(self), key, activity })
+        let counted = self.metrics.agent_connections.hold();
+        Some(Registered { connections: Arc::clone(self), key, activity, _counted: counted })
     }
 
     /// Tells every connection, those to come as well, to finish.
@@ -200,6 +200,7 @@ pub struct Registered {
     connections: Arc<Connections>,
     key: u64,
     activity: Arc<Activity>,
+    _counted: Held,
 }
 
 impl Registered {
@@ -211,9 +212,7 @@ impl Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        let mut open = lock(&self.connections.open);
-        open.activities.remove(&self.key);
-        self.connections.metrics.agent_connections(open.activities.len());
+        lock(&self.connections.open).activities.remove(&self.key);
     }
 }
 
