@@ -103,7 +103,10 @@ impl fmt::Debug for RouteMetrics {
 
 /// The counters of every route, locked only to load a table and to read metrics.
 #[derive(Debug, Default)]
-pub(super) struct Routes(Mutex<BTreeMap<(Box<str>, Box<str>), Arc<RouteMetrics>>>);
+pub(super) struct Routes(Mutex<BTreeMap<Names, Arc<RouteMetrics>>>);
+
+/// Route and provider.
+type Names = (Box<str>, Box<str>);
 
 impl Routes {
     pub(super) fn handle(&self, route: &str, provider: &str) -> Arc<RouteMetrics> {

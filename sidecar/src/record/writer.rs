@@ -216,7 +216,7 @@ mod tests {
 
     /// Passes each write on to a channel; fails or waits as told.
     struct Output {
-        writes: mpsc::Sender<Vec<u8>>,
+        sink: mpsc::Sender<Vec<u8>>,
         gate: Option<mpsc::Receiver<()>>,
         broken: bool,
     }
@@ -229,7 +229,7 @@ mod tests {
             if let Some(gate) = &self.gate {
                 let _ = gate.recv();
             }
-            let _ = self.writes.send(bytes.to_vec());
+            let _ = self.sink.send(bytes.to_vec());
             Ok(bytes.len())
         }
 
@@ -242,14 +242,9 @@ mod tests {
         gate: Option<mpsc::Receiver<()>>,
         broken: bool,
     ) -> (AccessWriter, mpsc::Receiver<Vec<u8>>) {
-        let (writes, written) = mpsc::channel();
-        let writer = AccessWriter::new(Output {
-            writes,
-            gate,
-            broken,
-        })
-        .unwrap();
-        (writer, written)
+        let (sink, batches) = mpsc::channel();
+        let writer = AccessWriter::new(Output { sink, gate, broken }).unwrap();
+        (writer, batches)
     }
 
     fn push(writer: &AccessWriter, priority: Priority, text: &str) -> bool {

@@ -40,8 +40,7 @@ struct Forms(Vec<Form>);
 impl Forms {
     fn add_secret(&mut self, secret: &[u8]) {
         self.add(secret.to_vec());
-        self.add_percent(secret);
-        self.add_json(secret);
+        self.add_escaped(secret);
         for shift in 0..3 {
             self.add_base64(&aligned_base64(secret, shift), secret.len());
         }
@@ -56,8 +55,16 @@ impl Forms {
         });
         self.add(url_safe.collect());
         if source_len <= LONG_SECRET {
-            self.add_percent(standard);
-            self.add_json(standard);
+            self.add_escaped(standard);
+        }
+    }
+
+    fn add_escaped(&mut self, text: &[u8]) {
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._".contains(byte);
+        // Most tokens: every encoder leaves them as they are.
+        if !text.iter().all(plain) {
+            self.add_percent(text);
+            self.add_json(text);
         }
     }
 
