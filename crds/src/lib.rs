@@ -7,5 +7,7 @@ pub mod header;
 pub mod matcher;
 pub mod names;
 pub mod path;
+pub mod spec;
+pub mod status;
 pub mod strategy;
 pub mod table;
