@@ -8,5 +8,6 @@ pub mod matcher;
 pub mod names;
 pub mod path;
 pub mod spec;
+pub mod status;
 pub mod strategy;
 pub mod table;

@@ -7,20 +7,28 @@ use std::borrow::Cow;
 use std::collections::HashSet;
 
 use http::{HeaderName, HeaderValue};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::header::is_reserved;
 
 /// A strategy as written in a document: `{"type": ..., "config": {...}}`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StrategySpec {
     /// The scheme, e.g. `oauth2`, `header`, `aws_sigv4`.
     #[serde(rename = "type")]
+    #[schemars(length(min = 1, max = 64))]
     pub kind: String,
     /// The scheme's settings; all values are strings but `set`, a JSON array.
     #[serde(default, skip_serializing_if = "Map::is_empty")]
+    #[schemars(schema_with = "any_object")]
     pub config: Map<String, Value>,
+}
+
+/// The settings differ by type, so the API server keeps them as they are and `compile` judges them.
+fn any_object(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "object", "x-kubernetes-preserve-unknown-fields": true})
 }
 
 /// A strategy that can be applied.

@@ -4,6 +4,7 @@
 //! which a watch on the file itself sees nothing any more. Notices only trigger a look at the content, whose hash
 //! decides; a slow poll does the same, for file systems that send no notices.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -162,8 +163,9 @@ struct DirectoryWatcher {
 
 impl DirectoryWatcher {
     fn new(paths: &[PathBuf], notices: mpsc::Sender<()>) -> Self {
+        let names: Vec<_> = paths.iter().map(|it| it.file_name().map(OsStr::to_owned)).collect();
         let handler = move |event: notify::Result<notify::Event>| {
-            if event.as_ref().map_or(true, matters) {
+            if event.as_ref().map_or(true, |it| matters(it) && concerns(it, &names)) {
                 // A full channel already holds the notice.
                 let _ = notices.try_send(());
             }
@@ -213,6 +215,20 @@ fn matters(event: &notify::Event) -> bool {
         | EventKind::Remove(_)
         | EventKind::Other => true,
     }
+}
+
+/// False for notices about the neighbours of a watched file, which may be many in a home directory. Links that begin
+/// with `..` are the kubelet's. A path without a name, such as `.`, hears of everything.
+fn concerns(event: &notify::Event, names: &[Option<OsString>]) -> bool {
+    let about = |path: &PathBuf| {
+        let (file, parent) = (path.file_name(), path.parent().and_then(Path::file_name));
+        file.is_none_or(|file| file.as_encoded_bytes().starts_with(b".."))
+            || names.iter().any(|name| match name.as_deref() {
+                Some(name) => file == Some(name) || parent == Some(name),
+                None => true,
+            })
+    };
+    event.paths.is_empty() || event.paths.iter().any(about)
 }
 
 #[cfg(test)]
@@ -354,6 +370,19 @@ mod tests {
         stays(&mut watch).await;
         fs::write(&file, "1").unwrap();
         changes(&mut watch).await;
+    }
+
+    #[test]
+    fn neighbours_of_a_file_do_not_concern_it() {
+        let names = [Some(OsString::from("routes.yaml"))];
+        let concern = |path: &str| {
+            let event = notify::Event::new(EventKind::Any).add_path(path.into());
+            concerns(&event, &names)
+        };
+        assert!(concern("/home/me/routes.yaml"));
+        assert!(concern("/etc/routes.yaml/a.yaml"), "it may be a directory");
+        assert!(concern("/etc/nexus/..data"));
+        assert!(!concern("/home/me/notes.txt"));
     }
 
     #[test]
