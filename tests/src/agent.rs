@@ -33,9 +33,7 @@ impl Agent {
 
     /// Starts a POST.
     pub fn post(&self, target: &str, body: impl Into<Bytes>) -> Call {
-        let mut call = self.call(Method::POST, target);
-        call.body = body.into();
-        call
+        self.call(Method::POST, target).body(body)
     }
 
     /// Starts a request; `target` goes into the request line as it is.
@@ -80,6 +78,13 @@ impl Call {
             HeaderName::from_bytes(name.as_bytes()).unwrap(),
             HeaderValue::from_str(value).unwrap(),
         );
+        self
+    }
+
+    /// Sets the content.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
         self
     }
 

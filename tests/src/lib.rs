@@ -18,6 +18,7 @@ pub mod broker;
 pub mod clients;
 pub mod raw;
 pub mod route;
+pub mod scene;
 pub mod sidecar;
 pub mod tls;
 pub mod upstream;
