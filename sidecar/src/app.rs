@@ -189,7 +189,7 @@ impl Bound {
 /// Values that are kept elsewhere and read when the metrics are.
 fn observe(metrics: &Metrics, recorder: &Arc<Recorder>, credentials: &Arc<CredentialCache>) {
     let cache = Arc::clone(credentials);
-    metrics.read_from(Reading::CredentialCacheEntries, move || cache.len() as u64);
+    metrics.read_from(Reading::CredentialCacheEntries, move || cache.entries() as u64);
     let log = Arc::downgrade(recorder);
     let losses = move || log.upgrade().map(|recorder| recorder.losses()).unwrap_or_default();
     let (dropped, failed) = (losses.clone(), losses.clone());

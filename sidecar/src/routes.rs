@@ -1,5 +1,6 @@
 //! The routes that requests are matched against, swapped as a whole when the table changes.
 
+pub mod reload;
 pub mod watch;
 
 use std::collections::HashSet;
@@ -74,7 +75,7 @@ impl RouteSet {
         upstreams: &Arc<Upstreams<RequestBody>>,
         metrics: &Metrics,
     ) -> anyhow::Result<Self> {
-        let matcher: Matcher<Arc<Route>> = Matcher::try_load(table, |compiled| {
+        let matcher: Matcher<Arc<Route>> = Matcher::load(table, |compiled| {
             prepare(compiled, upstreams, metrics).map(Arc::new)
         })?;
         let needs_names =

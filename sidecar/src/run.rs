@@ -1,9 +1,11 @@
 //! `nexus-sidecar run`: from the command line to a serving process.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
 use nexus_crds::names;
+use nexus_crds::table::RouteTable;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::app::{self, Config, RouteSource};
@@ -11,7 +13,8 @@ use crate::args::{ControlArgs, RunArgs, ServeArgs};
 use crate::credential::cache::CacheSettings;
 use crate::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
 use crate::routes::Tenants;
-use crate::{manifest, telemetry};
+use crate::manifest::{self, Failure, Loaded};
+use crate::telemetry;
 
 /// Serves until the process is told to stop.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
@@ -26,11 +29,25 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         tenants: allowed(tenants)?,
         routes: RouteSource {
             watch: vec![routes.clone()],
-            load: Arc::new(move || manifest::load_table(&routes)),
+            load: Arc::new(move || load(&routes)),
         },
         serve,
     };
     runtime(&config.serve)?.block_on(async { app::build(config).await?.run("").await })
+}
+
+/// The table of a path; `None` where there is no file yet, as in a pod whose ConfigMap is still to come.
+fn load(path: &Path) -> anyhow::Result<Option<RouteTable>> {
+    match manifest::load(path) {
+        Ok(Loaded { table, warnings }) => {
+            for warning in warnings {
+                tracing::warn!(%warning, "routes");
+            }
+            Ok(Some(table))
+        }
+        Err(Failure::Missing(_)) if path.is_dir() => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
 }
 
 /// The runtime that `--threads` asks for.

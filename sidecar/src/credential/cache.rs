@@ -199,6 +199,11 @@ impl CredentialCache {
         self.slots.retain(|key, _| keep(key));
     }
 
+    /// Keys that are held, those of remembered failures among them.
+    pub fn entries(&self) -> usize {
+        self.slots.len()
+    }
+
     /// Counters for the metrics.
     pub fn stats(&self) -> &CacheStats {
         &self.stats

@@ -115,6 +115,13 @@ impl ControlPlaneConfig {
 }
 
 impl ControlPlane {
+    /// Host (lower case, IPv6 without brackets) and port, so that no route can be pointed at the control plane.
+    pub fn address(&self) -> Option<(String, u16)> {
+        let url = &self.config.url;
+        let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        Some((host, url.port_or_known_default()?))
+    }
+
     /// Checks the settings and reads every file once, so that mistakes show at the start.
     pub fn new(config: ControlPlaneConfig) -> Result<Self, ConfigError> {
         let url = &config.url;
