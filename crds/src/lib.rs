@@ -3,8 +3,11 @@
 //! Nothing here does I/O, reads a clock or needs an async runtime.
 
 pub mod access;
+pub mod header;
 pub mod matcher;
 pub mod names;
 pub mod path;
+pub mod spec;
+pub mod status;
 pub mod strategy;
 pub mod table;

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::{HeaderName, HeaderValue, Method};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::access::Access;
 use crate::names::ConnectionId;
@@ -61,15 +63,19 @@ pub struct Upstream {
 }
 
 /// HTTP version to speak to an upstream.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum UpstreamProtocol {
     /// ALPN decides over TLS; HTTP/1.1 in clear text.
+    #[default]
     Auto,
     /// HTTP/1.1.
+    #[serde(rename = "HTTP1")]
     Http1,
     /// HTTP/2 over TLS.
+    #[serde(rename = "HTTP2")]
     Http2,
     /// HTTP/2 in clear text with prior knowledge.
+    #[serde(rename = "H2C")]
     H2c,
 }
 
@@ -162,9 +168,10 @@ pub struct ResponseRules {
 }
 
 /// What happens to a credential found in an answer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Scrub {
     /// Masked at the same length.
+    #[default]
     Redact,
     /// The answer is cut.
     Block,
@@ -173,9 +180,10 @@ pub enum Scrub {
 }
 
 /// Where links to the upstream are rewritten.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum RewriteLinks {
     /// In the link headers.
+    #[default]
     Headers,
     /// There and in textual bodies.
     Body,

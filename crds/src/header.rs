@@ -1,0 +1,80 @@
+//! Header names that documents may not give to a header of their own.
+
+use http::HeaderName;
+
+/// Fields of one hop or of message framing (RFC 9110 section 7.6.1, RFC 9112 section 6), `Host`, and our own.
+///
+/// A document that set one of these could change where a request ends or goes.
+pub fn is_reserved(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "connection"
+            | "content-length"
+            | "expect"
+            | "host"
+            | "http2-settings"
+            | "keep-alive"
+            | "proxy-authenticate"
+            | "proxy-authorization"
+            | "proxy-connection"
+            | "te"
+            | "trailer"
+            | "transfer-encoding"
+            | "upgrade"
+    ) || name.as_str().starts_with("x-nexus-")
+}
+
+/// Fields in which APIs expect a credential. Their values come from a strategy, never from a document.
+pub fn is_credential(name: &HeaderName) -> bool {
+    matches!(
+        name.as_str(),
+        "api-key"
+            | "apikey"
+            | "authorization"
+            | "boxapi"
+            | "cookie"
+            | "dd-api-key"
+            | "dd-application-key"
+            | "deploy-token"
+            | "dpop"
+            | "job-token"
+            | "ocp-apim-subscription-key"
+            | "paypal-auth-assertion"
+            | "private-token"
+            | "proxy-authorization"
+            | "shopify-storefront-private-token"
+            | "x-amz-security-token"
+            | "x-api-key"
+            | "x-auth-email"
+            | "x-auth-key"
+            | "x-auth-token"
+            | "x-auth-user-service-key"
+            | "x-figma-token"
+            | "x-goog-api-key"
+            | "x-sfdc-session"
+            | "x-shopify-access-token"
+            | "x-shopify-storefront-access-token"
+            | "x-subscription-token"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn framing_host_and_own_fields_are_reserved() {
+        for name in ["host", "content-length", "te", "upgrade", "x-nexus-tenant"] {
+            assert!(is_reserved(&HeaderName::from_static(name)), "{name}");
+        }
+        assert!(!is_reserved(&HeaderName::from_static("authorization")));
+    }
+
+    #[test]
+    fn credential_fields_are_known_and_ordinary_ones_are_not() {
+        for name in ["authorization", "cookie", "private-token", "x-figma-token"] {
+            assert!(is_credential(&HeaderName::from_static(name)), "{name}");
+        }
+        assert!(!is_credential(&HeaderName::from_static("accept")));
+    }
+}

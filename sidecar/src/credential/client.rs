@@ -1,0 +1,325 @@
+//! The call to the control plane: a connection id goes out, the body of a 200 answer or a [`FetchError`] comes
+//! back. [`super::cache`] is the only caller on the data path.
+
+mod tls;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use http::header::{ACCEPT, AUTHORIZATION, RETRY_AFTER};
+use http::{HeaderName, HeaderValue};
+use nexus_crds::names::ConnectionId;
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response};
+use serde::Deserialize;
+use tokio::sync::Semaphore;
+use url::{Host, Url};
+use zeroize::Zeroizing;
+
+use super::status::{Answer, FetchError};
+
+/// Calls at once. A broker with PostgreSQL's defaults starts to fail at about 200.
+pub const MAX_CALLS: usize = 32;
+/// How long one call may take, and how long it may wait for its turn before that.
+pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest answer that is read, in bytes.
+const MAX_PAYLOAD: usize = 1024 * 1024;
+const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+
+/// Which service is asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// `GET /v1/token/{id}`.
+    Gateway,
+    /// `GET /connections/{id}/token`.
+    Broker,
+}
+
+/// Where the control plane is and how the sidecar authenticates to it.
+///
+/// Files are read at every call, so that they can rotate. Values are trimmed.
+#[derive(Clone, Debug)]
+pub struct ControlPlaneConfig {
+    /// Gateway or broker.
+    pub flavour: Flavour,
+    /// Base URL; a path is kept as a prefix.
+    pub url: Url,
+    /// File with the value of `X-API-Key`.
+    pub api_key_file: Option<PathBuf>,
+    /// File with a bearer token.
+    pub token_file: Option<PathBuf>,
+    /// PEM file with a client certificate and its chain; needs `client_key_file`.
+    pub client_cert_file: Option<PathBuf>,
+    /// PEM file with the certificate's private key.
+    pub client_key_file: Option<PathBuf>,
+    /// PEM file with roots trusted in addition to the public ones.
+    pub ca_file: Option<PathBuf>,
+    /// Clear-text HTTP to a host that is not this machine is accepted.
+    pub allow_insecure: bool,
+    /// Limit of one call; [`TIMEOUT`] by default.
+    pub timeout: Duration,
+}
+
+/// Why the control plane's settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// Credentials would travel in clear text.
+    #[error(
+        "the control plane's URL {0} must be https: credentials travel over it; only a loopback host, or an explicit permission, may use http"
+    )]
+    Insecure(String),
+    /// The URL is not for HTTP.
+    #[error("the control plane's URL {0} must start with https:// or http:// and have a host")]
+    Url(String),
+    /// One of certificate and key is missing.
+    #[error("a client certificate needs both its file and its key's file")]
+    HalfAnIdentity,
+    /// A file cannot be used.
+    #[error("{0}")]
+    File(String),
+    /// The HTTP client cannot be built.
+    #[error("the control-plane client cannot be set up")]
+    Client(#[source] reqwest::Error),
+}
+
+/// A client of the control plane.
+pub struct ControlPlane {
+    config: ControlPlaneConfig,
+    client: Mutex<BuiltClient>,
+    calls: Semaphore,
+}
+
+/// A client and the file contents it was made of.
+struct BuiltClient {
+    client: Client,
+    files: tls::Files,
+}
+
+impl ControlPlaneConfig {
+    /// Settings without authentication.
+    pub fn new(flavour: Flavour, url: Url) -> Self {
+        Self {
+            flavour,
+            url,
+            api_key_file: None,
+            token_file: None,
+            client_cert_file: None,
+            client_key_file: None,
+            ca_file: None,
+            allow_insecure: false,
+            timeout: TIMEOUT,
+        }
+    }
+}
+
+impl ControlPlane {
+    /// Host (lower case, IPv6 without brackets) and port, so that no route can be pointed at the control plane.
+    pub fn address(&self) -> Option<(String, u16)> {
+        let url = &self.config.url;
+        let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+        Some((host, url.port_or_known_default()?))
+    }
+
+    /// Checks the settings and reads every file once, so that mistakes show at the start.
+    pub fn new(config: ControlPlaneConfig) -> Result<Self, ConfigError> {
+        let url = &config.url;
+        match url.scheme() {
+            "https" if url.has_host() => {}
+            "http" if url.has_host() => {
+                if !is_loopback(url) && !config.allow_insecure {
+                    return Err(ConfigError::Insecure(printable(url)));
+                }
+            }
+            _ => return Err(ConfigError::Url(printable(url))),
+        }
+        if config.client_cert_file.is_some() != config.client_key_file.is_some() {
+            return Err(ConfigError::HalfAnIdentity);
+        }
+        for file in [&config.api_key_file, &config.token_file]
+            .into_iter()
+            .flatten()
+        {
+            secret_header(file, "").map_err(ConfigError::File)?;
+        }
+        let files = tls::Files::read(&config).map_err(ConfigError::File)?;
+        let client = build(&config, &files)?;
+        Ok(Self {
+            client: Mutex::new(BuiltClient { client, files }),
+            calls: Semaphore::new(MAX_CALLS),
+            config,
+        })
+    }
+
+    /// Fetches the credential payload of a connection. At most [`MAX_CALLS`] calls run at once.
+    pub async fn token(&self, id: ConnectionId) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let turn = tokio::time::timeout(self.config.timeout, self.calls.acquire());
+        let Ok(Ok(_permit)) = turn.await else {
+            return Err(FetchError::Busy);
+        };
+        tokio::time::timeout(self.config.timeout, self.call(id))
+            .await
+            .unwrap_or(Err(FetchError::TimedOut))
+    }
+
+    async fn call(&self, id: ConnectionId) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+        let mut request = self
+            .client()?
+            .get(self.token_url(id))
+            .header(ACCEPT, "application/json");
+        if let Some(file) = &self.config.api_key_file {
+            request = request.header(API_KEY, secret_header(file, "").map_err(FetchError::Local)?);
+        }
+        if let Some(file) = &self.config.token_file {
+            let value = secret_header(file, "Bearer ").map_err(FetchError::Local)?;
+            request = request.header(AUTHORIZATION, value);
+        }
+        let response = request.send().await.map_err(|error| transport(error))?;
+        let status = response.status().as_u16();
+        let retry_after = retry_after(&response);
+        let body = read(response).await?;
+        if status == 200 {
+            return Ok(body);
+        }
+        Err(FetchError::Answer(Answer {
+            status,
+            code: error_code(&body),
+            empty: body.is_empty(),
+            retry_after,
+        }))
+    }
+
+    fn token_url(&self, id: ConnectionId) -> Url {
+        let mut url = self.config.url.clone();
+        let id = id.to_string();
+        let path: [&str; 3] = match self.config.flavour {
+            Flavour::Gateway => ["v1", "token", &id],
+            Flavour::Broker => ["connections", &id, "token"],
+        };
+        if let Ok(mut segments) = url.path_segments_mut() {
+            segments.pop_if_empty().extend(path);
+        }
+        url
+    }
+
+    /// The client, made anew when a certificate file has changed. Files are small and calls are rare, so they
+    /// are read in place.
+    fn client(&self) -> Result<Client, FetchError> {
+        let files = tls::Files::read(&self.config).map_err(FetchError::Local)?;
+        let mut built = self.client.lock().unwrap_or_else(PoisonError::into_inner);
+        if built.files != files {
+            built.client =
+                build(&self.config, &files).map_err(|e| FetchError::Local(e.to_string()))?;
+            built.files = files;
+            tracing::info!("control-plane certificate files have changed and were loaded");
+        }
+        Ok(built.client.clone())
+    }
+}
+
+fn build(config: &ControlPlaneConfig, files: &tls::Files) -> Result<Client, ConfigError> {
+    let mut builder = Client::builder()
+        .no_proxy()
+        .redirect(Policy::none())
+        .connect_timeout(config.timeout)
+        .pool_max_idle_per_host(MAX_CALLS)
+        .pool_idle_timeout(Duration::from_secs(30));
+    if config.url.scheme() == "https" {
+        builder =
+            builder.tls_backend_preconfigured(files.client_config().map_err(ConfigError::File)?);
+    } else {
+        builder = builder.tls_backend_preconfigured(tls::no_roots().map_err(ConfigError::File)?);
+    }
+    builder.build().map_err(ConfigError::Client)
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        Some(Host::Domain(name)) => name == "localhost" || name.ends_with(".localhost"),
+        None => false,
+    }
+}
+
+/// The URL without what may hold a password.
+fn printable(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    format!("{}://{host}", url.scheme())
+}
+
+fn secret_header(file: &Path, prefix: &str) -> Result<HeaderValue, String> {
+    let text = std::fs::read_to_string(file)
+        .map(Zeroizing::new)
+        .map_err(|error| format!("{}: {error}", file.display()))?;
+    let value = text.trim();
+    if value.is_empty() {
+        return Err(format!("{}: the file is empty", file.display()));
+    }
+    let line = Zeroizing::new([prefix, value].concat());
+    let mut header = HeaderValue::from_str(&line)
+        .map_err(|_| format!("{}: not one line of ASCII text", file.display()))?;
+    header.set_sensitive(true);
+    Ok(header)
+}
+
+/// The kind of failure and its root cause; the URL names the connection and stays out.
+fn transport(error: reqwest::Error) -> FetchError {
+    if error.is_timeout() {
+        return FetchError::TimedOut;
+    }
+    let error = error.without_url();
+    let mut cause: &dyn std::error::Error = &error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    FetchError::Unreachable(cause.to_string())
+}
+
+/// `Retry-After` in seconds (RFC 9110 section 10.2.3); a date is rare here and ignored.
+fn retry_after(response: &Response) -> Option<Duration> {
+    let value = response.headers().get(RETRY_AFTER)?.to_str().ok()?;
+    value.trim().parse().ok().map(Duration::from_secs)
+}
+
+async fn read(mut response: Response) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    let expected = response.content_length().unwrap_or(16 * 1024);
+    let room = usize::try_from(expected)
+        .unwrap_or(MAX_PAYLOAD)
+        .min(MAX_PAYLOAD);
+    let mut body = Zeroizing::new(Vec::with_capacity(room));
+    while let Some(chunk) = response.chunk().await.map_err(transport)? {
+        if body.len() + chunk.len() > MAX_PAYLOAD {
+            return Err(FetchError::TooLarge);
+        }
+        body.extend_from_slice(&chunk);
+    }
+    Ok(body)
+}
+
+/// The `error` of a failed answer, if it looks like a code. Anything else is not ours to repeat.
+fn error_code(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Problem {
+        error: String,
+    }
+    let Problem { error } = serde_json::from_slice(body).ok()?;
+    let is_code = !error.is_empty()
+        && error.len() <= 64
+        && error
+            .bytes()
+            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    is_code.then_some(error)
+}
+
+impl fmt::Debug for ControlPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlPlane")
+            .field("flavour", &self.config.flavour)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,476 @@
+//! Parses the body of a token answer: bytes in, the effective strategy and the fields it names out.
+//!
+//! The payload is read twice, first for its outline (which strategy, where the fields are), then for the fields.
+//! All other values, the refresh token among them, are skipped by the JSON reader and never copied. Errors name
+//! fields and never carry values.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use nexus_crds::strategy::{Strategy, StrategyError, StrategySpec, Username};
+use serde::Deserialize;
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
+use serde_json::Value;
+use zeroize::Zeroizing;
+
+use super::expiry::{self, Expiry};
+
+/// Why a payload is not a credential that can be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PayloadError {
+    /// There is no credential in it: the gRPC front's empty `token`, a page of a proxy, `{}`, an error object.
+    /// Says nothing about the connection, so it counts as an outage.
+    #[error("the answer holds no credential")]
+    NotACredential,
+    /// A part of it has the wrong shape.
+    #[error("{part} {problem}")]
+    Malformed {
+        /// Name of the part.
+        part: Cow<'static, str>,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// A field the strategy names cannot be used.
+    #[error("credential field {field:?} {problem}")]
+    Field {
+        /// Name of the field.
+        field: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The strategy cannot be applied.
+    #[error("the strategy cannot be applied: {0}")]
+    Strategy(StrategyError),
+}
+
+impl PayloadError {
+    pub(crate) fn field(field: &str, problem: &'static str) -> Self {
+        Self::Field {
+            field: field.to_owned(),
+            problem,
+        }
+    }
+
+    fn malformed(part: impl Into<Cow<'static, str>>, problem: &'static str) -> Self {
+        Self::Malformed {
+            part: part.into(),
+            problem,
+        }
+    }
+}
+
+/// A payload after parsing.
+pub(crate) struct Parsed {
+    pub(crate) strategy: Strategy,
+    pub(crate) fields: Fields,
+    /// Earliest time at which one of the payloads expires.
+    pub(crate) expires_at: Option<SystemTime>,
+    /// Shortest life that one of the payloads states.
+    pub(crate) lifetime: Option<Duration>,
+    /// A payload says that it has expired.
+    pub(crate) expired: bool,
+    /// The payload holds a refresh token.
+    pub(crate) refreshable: bool,
+}
+
+/// Parses a payload, and that of a second connection whose fields go under the first's.
+pub(crate) fn parse(
+    payload: &[u8],
+    key_payload: Option<&[u8]>,
+    route: Option<&StrategySpec>,
+) -> Result<Parsed, PayloadError> {
+    let document = Document::read(payload)?;
+    let strategy =
+        Strategy::effective(route, &document.strategy()?).map_err(PayloadError::Strategy)?;
+    let names = field_names(&strategy);
+    let mut parsed = Parsed {
+        fields: document.fields(&names)?,
+        expires_at: None,
+        lifetime: None,
+        expired: false,
+        refreshable: false,
+        strategy: strategy.clone(),
+    };
+    parsed.refreshable = parsed.fields.refresh_token;
+    parsed.limit(parsed.fields.expiry(&document.outline.expiry)?);
+    parsed.expired = parsed.fields.expired()?;
+    if let Some(key_payload) = key_payload {
+        let key_document = Document::read(key_payload)?;
+        let key_fields = key_document.fields(&names)?;
+        parsed.limit(key_fields.expiry(&key_document.outline.expiry)?);
+        parsed.expired |= key_fields.expired()?;
+        parsed.fields.fill_from(key_fields);
+    }
+    Ok(parsed)
+}
+
+impl Parsed {
+    fn limit(&mut self, expiry: Expiry) {
+        match expiry {
+            Expiry::Never => {}
+            Expiry::At(at) => {
+                self.expires_at = Some(self.expires_at.map_or(at, |earlier| earlier.min(at)));
+            }
+            Expiry::After(life) => {
+                self.lifetime = Some(self.lifetime.map_or(life, |shorter| shorter.min(life)));
+            }
+        }
+    }
+}
+
+/// The values of the fields a strategy names.
+#[derive(Default)]
+pub(crate) struct Fields {
+    values: Vec<(String, Loose)>,
+    expires_at: Loose,
+    expiry: Loose,
+    expires_in: Loose,
+    expired: Loose,
+    refresh_token: bool,
+}
+
+impl Fields {
+    /// A field that has to be a non-empty string.
+    pub(crate) fn require(&self, name: &str) -> Result<&str, PayloadError> {
+        self.optional(name)?
+            .ok_or_else(|| PayloadError::field(name, "is missing or empty"))
+    }
+
+    /// A field that may be absent, `null` or empty, and is a string otherwise.
+    pub(crate) fn optional(&self, name: &str) -> Result<Option<&str>, PayloadError> {
+        let value = self.values.iter().find(|(field, _)| field == name);
+        match value.map(|(_, value)| value) {
+            None | Some(Loose::Null) => Ok(None),
+            Some(Loose::Text(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+            Some(Loose::Bool(_) | Loose::Number(_) | Loose::List | Loose::Object) => {
+                Err(PayloadError::field(name, "is not a string"))
+            }
+        }
+    }
+
+    fn expiry(&self, root: &Loose) -> Result<Expiry, PayloadError> {
+        let own = match &self.expiry {
+            Loose::Null => root,
+            other => other,
+        };
+        expiry::read(&self.expires_at, own, &self.expires_in).map_err(
+            |expiry::Unreadable(field)| {
+                PayloadError::field(field, "is neither an RFC 3339 time nor a number")
+            },
+        )
+    }
+
+    fn expired(&self) -> Result<bool, PayloadError> {
+        match self.expired {
+            Loose::Null => Ok(false),
+            Loose::Bool(expired) => Ok(expired),
+            Loose::Number(_) | Loose::Text(_) | Loose::List | Loose::Object => {
+                Err(PayloadError::field("expired", "is not a boolean"))
+            }
+        }
+    }
+
+    fn fill_from(&mut self, under: Self) {
+        for (name, value) in under.values {
+            match self.values.iter_mut().find(|(field, _)| *field == name) {
+                Some((_, own @ Loose::Null)) => *own = value,
+                Some(_) => {}
+                None => self.values.push((name, value)),
+            }
+        }
+    }
+}
+
+fn field_names(strategy: &Strategy) -> Vec<&str> {
+    match strategy {
+        Strategy::Oauth2 => vec!["access_token"],
+        Strategy::Header(parts) => parts.iter().map(|p| p.credential_field.as_str()).collect(),
+        Strategy::QueryParam(parts) => parts.iter().map(|p| p.credential_field.as_str()).collect(),
+        Strategy::BasicAuth {
+            username: Username::Field(username),
+            password_field,
+        } => vec![username, password_field],
+        Strategy::BasicAuth {
+            username: Username::Literal(_),
+            password_field,
+        } => vec![password_field],
+        Strategy::HmacPayload { secret_field, .. } => vec![secret_field],
+        Strategy::AwsSigv4 { .. } => vec!["access_key", "secret_key", "session_token"],
+    }
+}
+
+/// Where the parts of a payload are.
+struct Document<'a> {
+    payload: &'a [u8],
+    /// `token`, if the gRPC front wrapped the payload.
+    wrapper: Option<&'static str>,
+    outline: Outline,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Outline {
+    token: Loose,
+    strategy: Value,
+    credentials: Loose,
+    access_token: Loose,
+    expiry: Loose,
+}
+
+impl Outline {
+    fn is_blank(&self) -> bool {
+        self.strategy.is_null()
+            && matches!(self.credentials, Loose::Null)
+            && matches!(self.access_token, Loose::Null)
+    }
+}
+
+impl<'a> Document<'a> {
+    fn read(payload: &'a [u8]) -> Result<Self, PayloadError> {
+        let mut document = Self {
+            payload,
+            wrapper: None,
+            outline: read_at(payload, &[], std::marker::PhantomData::<Outline>)
+                .map_err(|_| PayloadError::NotACredential)?,
+        };
+        if document.outline.is_blank() && matches!(document.outline.token, Loose::Object) {
+            document.outline = read_at(payload, &["token"], std::marker::PhantomData::<Outline>)
+                .map_err(|_| PayloadError::NotACredential)?;
+            document.wrapper = Some("token");
+        }
+        if document.outline.is_blank() {
+            return Err(PayloadError::NotACredential);
+        }
+        Ok(document)
+    }
+
+    /// The strategy delivered; the older flat form has none and is `oauth2`.
+    fn strategy(&self) -> Result<StrategySpec, PayloadError> {
+        match (&self.outline.strategy, &self.outline.credentials) {
+            (Value::Null, Loose::Null) => Ok(StrategySpec {
+                kind: "oauth2".to_owned(),
+                config: serde_json::Map::new(),
+            }),
+            (Value::Null, _) => Err(PayloadError::malformed("strategy", "is missing")),
+            (value, _) => StrategySpec::deserialize(value).map_err(|_| {
+                PayloadError::malformed("strategy", "needs a string `type` and an object `config`")
+            }),
+        }
+    }
+
+    fn fields(&self, names: &[&str]) -> Result<Fields, PayloadError> {
+        let mut path: Vec<&'static str> = self.wrapper.into_iter().collect();
+        match &self.outline.credentials {
+            Loose::Object => path.push("credentials"),
+            // Only an oauth2 credential has its fields at the root; others end as missing fields.
+            Loose::Null if self.strategy()?.kind == "oauth2" => {}
+            Loose::Null => return Err(PayloadError::malformed("credentials", "is missing")),
+            Loose::Bool(_) | Loose::Number(_) | Loose::Text(_) | Loose::List => {
+                return Err(PayloadError::malformed("credentials", "is not an object"));
+            }
+        }
+        read_at(self.payload, &path, FieldsSeed { names })
+            .map_err(|_| PayloadError::malformed("credentials", "has a field twice"))
+    }
+}
+
+/// Any JSON value: scalars are kept (texts are overwritten on drop), the rest is skipped.
+#[derive(Default)]
+pub(crate) enum Loose {
+    #[default]
+    Null,
+    Bool(bool),
+    Number(f64),
+    Text(Zeroizing<String>),
+    List,
+    Object,
+}
+
+impl fmt::Debug for Loose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Null => "null",
+            Self::Bool(_) => "boolean",
+            Self::Number(_) => "number",
+            Self::Text(_) => "string",
+            Self::List => "array",
+            Self::Object => "object",
+        })
+    }
+}
+
+impl<'de> Deserialize<'de> for Loose {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(LooseVisitor)
+    }
+}
+
+struct LooseVisitor;
+
+impl<'de> Visitor<'de> for LooseVisitor {
+    type Value = Loose;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Loose, E> {
+        Ok(Loose::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Loose, E> {
+        Ok(Loose::Bool(value))
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a time to the microsecond is enough"
+    )]
+    fn visit_i64<E>(self, value: i64) -> Result<Loose, E> {
+        Ok(Loose::Number(value as f64))
+    }
+
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "a time to the microsecond is enough"
+    )]
+    fn visit_u64<E>(self, value: u64) -> Result<Loose, E> {
+        Ok(Loose::Number(value as f64))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Loose, E> {
+        Ok(Loose::Number(value))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Loose, E> {
+        Ok(Loose::Text(Zeroizing::new(value.to_owned())))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Loose, A::Error> {
+        while list.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Loose::List)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Loose, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Loose::Object)
+    }
+}
+
+/// Reads the object found under `path`, skipping everything else.
+fn read_at<'de, S: DeserializeSeed<'de>>(
+    payload: &'de [u8],
+    path: &[&'static str],
+    seed: S,
+) -> Result<S::Value, serde_json::Error> {
+    // Derived readers take arrays for structs.
+    if payload.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err(serde_json::Error::custom("not an object"));
+    }
+    let mut deserializer = serde_json::Deserializer::from_slice(payload);
+    let value = Under { path, seed }.deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(value)
+}
+
+struct Under<'p, S> {
+    path: &'p [&'static str],
+    seed: S,
+}
+
+impl<'de, S: DeserializeSeed<'de>> DeserializeSeed<'de> for Under<'_, S> {
+    type Value = S::Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<S::Value, D::Error> {
+        if self.path.is_empty() {
+            self.seed.deserialize(deserializer)
+        } else {
+            deserializer.deserialize_map(self)
+        }
+    }
+}
+
+impl<'de, S: DeserializeSeed<'de>> Visitor<'de> for Under<'_, S> {
+    type Value = S::Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<S::Value, A::Error> {
+        let Some((head, rest)) = self.path.split_first() else {
+            return Err(A::Error::custom("an empty path"));
+        };
+        let mut seed = Some(self.seed);
+        let mut found = None;
+        while let Some(key) = map.next_key::<String>()? {
+            if key == *head {
+                let seed = seed.take().ok_or_else(|| A::Error::duplicate_field(head))?;
+                found = Some(map.next_value_seed(Under { path: rest, seed })?);
+            } else {
+                map.next_value::<IgnoredAny>()?;
+            }
+        }
+        found.ok_or_else(|| A::Error::missing_field(head))
+    }
+}
+
+struct FieldsSeed<'n> {
+    names: &'n [&'n str],
+}
+
+impl<'de> DeserializeSeed<'de> for FieldsSeed<'_> {
+    type Value = Fields;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Fields, D::Error> {
+        deserializer.deserialize_map(self)
+    }
+}
+
+impl<'de> Visitor<'de> for FieldsSeed<'_> {
+    type Value = Fields;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(key) = map.next_key::<String>()? {
+            match key.as_str() {
+                "expires_at" => once(&mut fields.expires_at, &mut map)?,
+                "expiry" => once(&mut fields.expiry, &mut map)?,
+                "expires_in" => once(&mut fields.expires_in, &mut map)?,
+                "expired" => once(&mut fields.expired, &mut map)?,
+                name if self.names.contains(&name) => {
+                    if fields.values.iter().any(|(field, _)| field == name) {
+                        return Err(A::Error::custom("a field occurs twice"));
+                    }
+                    let value: Loose = map.next_value()?;
+                    fields.refresh_token |= name == "refresh_token" && is_text(&value);
+                    fields.values.push((key, value));
+                }
+                "refresh_token" => fields.refresh_token = is_text(&map.next_value()?),
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(fields)
+    }
+}
+
+fn once<'de, A: MapAccess<'de>>(field: &mut Loose, map: &mut A) -> Result<(), A::Error> {
+    if !matches!(field, Loose::Null) {
+        return Err(A::Error::custom("a field occurs twice"));
+    }
+    *field = map.next_value()?;
+    Ok(())
+}
+
+fn is_text(value: &Loose) -> bool {
+    matches!(value, Loose::Text(text) if !text.is_empty())
+}

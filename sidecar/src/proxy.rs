@@ -1,0 +1,393 @@
+//! One request, step by step: resolve, authorise, credential, prepare, sign, forward, respond, record.
+//!
+//! Every step is one file; this one says in which order they happen and what passes between them.
+
+pub mod body;
+pub mod headers;
+pub mod links;
+pub mod resolve;
+pub mod respond;
+pub mod scrub;
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use bytes::{Bytes, BytesMut};
+use http::header::{EXPECT, UPGRADE};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use http_body_util::BodyExt;
+use hyper::body::{Body, Incoming};
+use nexus_crds::access::AccessRequest;
+use nexus_crds::path;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
+
+use self::body::{ContinueGate, Progress, RequestBody};
+use self::resolve::{BrowserGuard, Target};
+use self::respond::{AgentBody, Answer};
+use crate::credential::cache::CredentialCache;
+use crate::credential::{BodyMode, Credential, QueryPair};
+use crate::error::{Code, ProxyError, is_grpc};
+use crate::limiter::RateLimiter;
+use crate::record::{Record, Recorder, chain};
+use crate::routes::{Route, SharedRoutes, Tenants};
+use crate::server::activity::InFlight;
+use crate::sign::{SignInput, sign};
+use crate::upstream::{SendError, UpstreamBody};
+
+/// Signed bodies held in memory by the whole process, in bytes.
+const SIGNED_BYTES: u64 = 64 * 1024 * 1024;
+/// How long a body that the agent announced with `Expect: 100-continue` is held back.
+const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What every request of the process shares.
+pub struct Proxy {
+    /// The current routes.
+    pub routes: SharedRoutes,
+    /// Tenants that may be named.
+    pub tenants: Tenants,
+    /// Credentials.
+    pub credentials: Arc<CredentialCache>,
+    /// Rates.
+    pub limiter: RateLimiter,
+    /// Access log, audit and metrics.
+    pub recorder: Arc<Recorder>,
+    /// Who is refused before anything is looked up.
+    pub guard: BrowserGuard,
+    /// Where the limiter's clock begins.
+    pub started: std::time::Instant,
+    /// Bytes of signed bodies in memory.
+    pub signed: Arc<AtomicU64>,
+}
+
+impl Proxy {
+    /// Answers one request. Never fails: what goes wrong is an answer too.
+    pub async fn handle(&self, request: Request<Incoming>, in_flight: InFlight) -> Response<AgentBody> {
+        let (parts, body) = request.into_parts();
+        let mut record = self.recorder.begin(&parts, in_flight);
+        let grpc = is_grpc(&parts.headers);
+        match self.exchange(parts, body, &mut record).await {
+            Ok(answer) => respond::respond(answer, record),
+            Err(error) => {
+                record.failed(&error);
+                let response = error.response(record.request_id(), grpc);
+                response.map(|body| AgentBody::Full(Some(body).filter(|body| !body.is_empty()), record))
+            }
+        }
+    }
+
+    async fn exchange(&self, mut parts: Parts, body: Incoming, record: &mut Record) -> Result<Answer, ProxyError> {
+        let target = self.resolve(&parts)?;
+        record.resolved(&target);
+        let route = Arc::clone(&target.route);
+        let deadline = route.compiled.timeouts.request.map(|limit| Instant::now() + limit);
+
+        self.authorise(&parts, &target)?;
+        let credential = self.credential(&target).await?;
+        let outgoing = prepare(&mut parts, &target, &credential)?;
+        let signed = self.sign(&mut parts, outgoing, body, &route, &credential).await?;
+        let sent = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let response = forward(&route, parts, signed, deadline).await?;
+
+        Ok(Answer { response, route, credential, addressing: target.addressing, sent, deadline })
+    }
+
+    /// Step 1.
+    fn resolve(&self, parts: &Parts) -> Result<Target, ProxyError> {
+        self.guard.check(parts)?;
+        let routes = self.routes.load();
+        let Some(routes) = routes.as_ref() else {
+            return Err(ProxyError::new(Code::NotReady, "no routes were loaded yet").retry_after(Duration::from_secs(1)));
+        };
+        resolve::resolve(parts, routes, &self.tenants)
+    }
+
+    /// Step 2.
+    fn authorise(&self, parts: &Parts, target: &Target) -> Result<(), ProxyError> {
+        let compiled = &target.route.compiled;
+        path::check(target.path_and_query.path())
+            .map_err(|error| ProxyError::new(Code::BadRequest, error.to_string()))?;
+        if let Some(access) = &compiled.access {
+            let full = full_path(&compiled.upstream.base_path, target.path_and_query.path());
+            let request = AccessRequest {
+                method: &parts.method,
+                path: &full,
+                query: target.path_and_query.query(),
+                headers: &parts.headers,
+            };
+            if !access.allows(&request) {
+                if !access.warn_only {
+                    return Err(ProxyError::new(Code::RequestDenied, "an access rule of the route denies this method and path"));
+                }
+                target.route.metrics.add_access_warning();
+                tracing::warn!(route = %compiled.name, method = %parts.method, "an access rule would deny the request");
+            }
+        }
+        let Some(rate) = target.route.rate else { return Ok(()) };
+        let tenant = target.tenant.as_ref().and_then(|tenant| tenant.to_str().ok());
+        let key = self.limiter.key(&compiled.name, tenant);
+        let now = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.limiter.check(key, rate, now).map_err(|after| {
+            ProxyError::new(Code::RateLimited, "the route's limits.requestsPerSecond is used up").retry_after(after)
+        })
+    }
+
+    /// Step 3.
+    async fn credential(&self, target: &Target) -> Result<Arc<Credential>, ProxyError> {
+        let key = target.route.credential_key(target.connection);
+        if let Some(credential) = self.credentials.cached(&key, SystemTime::now()) {
+            return Ok(credential);
+        }
+        self.credentials.get(key, target.connection, target.route.strategy.as_ref()).await
+    }
+
+    /// Step 5. Buffers the body only for schemes that hash it.
+    async fn sign(
+        &self,
+        parts: &mut Parts,
+        outgoing: Outgoing,
+        body: Incoming,
+        route: &Route,
+        credential: &Credential,
+    ) -> Result<Signed, ProxyError> {
+        let signed = match credential.body_mode(&parts.headers) {
+            BodyMode::Stream => Signed::stream(&parts.headers, body, route.compiled.timeouts.idle),
+            BodyMode::Buffer => {
+                parts.headers.remove(EXPECT);
+                Signed { body: self.buffer(body, route).await?, progress: None, continued: None }
+            }
+        };
+        let buffered = match &signed.body {
+            RequestBody::Full(bytes) => bytes.as_deref(),
+            RequestBody::Empty => Some(&[][..]),
+            RequestBody::Stream(_) => None,
+        };
+        let input = SignInput {
+            method: &parts.method,
+            path_and_query: outgoing.path_and_query(),
+            headers: &parts.headers,
+            host: &route.compiled.upstream.authority,
+            tls: route.compiled.upstream.tls,
+            body: buffered,
+            now: SystemTime::now(),
+            region_hint: None,
+        };
+        let instructions = sign(credential, &input)
+            .map_err(|error| ProxyError::new(Code::CredentialInvalid, error.to_string()))?;
+        for (name, value) in instructions.headers.iter() {
+            parts.headers.insert(name.clone(), value.clone());
+        }
+        parts.uri = outgoing.uri(&instructions.query)?;
+        Ok(signed)
+    }
+
+    async fn buffer(&self, mut body: Incoming, route: &Route) -> Result<RequestBody, ProxyError> {
+        let limit = route.compiled.limits.max_signed_body_bytes;
+        let too_large = || {
+            ProxyError::new(Code::BodyTooLarge, format!("the credential signs the body, which may be at most {limit} bytes (limits.maxSignedBodyBytes)"))
+        };
+        if body.size_hint().lower() > limit {
+            return Err(too_large());
+        }
+        if body.is_end_stream() {
+            return Ok(RequestBody::Empty);
+        }
+        let mut held = SignedBytes { budget: Arc::clone(&self.signed), bytes: 0 };
+        let mut collected = BytesMut::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| {
+                ProxyError::new(Code::BadRequest, "the request body broke off or is malformed").internal(chain(&error))
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            if (collected.len() + data.len()) as u64 > limit {
+                return Err(too_large());
+            }
+            held.take(data.len() as u64)?;
+            collected.extend_from_slice(&data);
+        }
+        Ok(RequestBody::Full(Some(Bytes::from_owner(HeldBytes { bytes: collected, _held: held }))))
+    }
+}
+
+/// Step 4. Leaves in `parts.headers` exactly what is sent, and says which target.
+fn prepare(parts: &mut Parts, target: &Target, credential: &Credential) -> Result<Outgoing, ProxyError> {
+    let route = &target.route;
+    if parts.headers.contains_key(UPGRADE) && is_websocket(&parts.headers) {
+        return Err(ProxyError::new(Code::UpgradeRefused, "this version does not carry WebSockets"));
+    }
+    headers::prepare(&mut parts.headers, &route.compiled, &route.host, credential);
+    parts.version = http::Version::HTTP_11;
+    let base_path = &route.compiled.upstream.base_path;
+    let injected = credential.sets_query();
+    let clean = target.path_and_query.query().map(|query| headers::prepare_query(query, injected));
+    let unchanged = match (&clean, target.path_and_query.query()) {
+        (Some(clean), Some(query)) => clean.len() == query.len(),
+        _ => true,
+    };
+    if base_path.is_empty() && unchanged {
+        return Ok(Outgoing(target.path_and_query.clone()));
+    }
+    let path = target.path_and_query.path();
+    let mut text = String::with_capacity(base_path.len() + target.path_and_query.as_str().len());
+    text.push_str(&full_path(base_path, path));
+    if let Some(query) = clean.filter(|query| unchanged || !query.is_empty()) {
+        text.push('?');
+        text.push_str(&query);
+    }
+    PathAndQuery::try_from(text).map(Outgoing).map_err(|_| {
+        ProxyError::new(Code::BadRequest, "the path and query are not a valid request target")
+    })
+}
+
+/// Path and query as they are sent, without what the strategy adds to the query.
+struct Outgoing(PathAndQuery);
+
+impl Outgoing {
+    fn path_and_query(&self) -> &str {
+        self.0.as_str()
+    }
+
+    fn uri(self, injected: &[QueryPair]) -> Result<Uri, ProxyError> {
+        let target = if injected.is_empty() {
+            self.0
+        } else {
+            let mut text = self.0.as_str().to_owned();
+            for pair in injected {
+                text.push(if text.contains('?') { '&' } else { '?' });
+                text.push_str(&pair.encoded);
+            }
+            PathAndQuery::try_from(text)
+                .map_err(|_| ProxyError::new(Code::CredentialInvalid, "the credential does not fit into a query"))?
+        };
+        Ok(Uri::from(target))
+    }
+}
+
+/// A request body ready to send.
+struct Signed {
+    body: RequestBody,
+    progress: Option<Arc<Progress>>,
+    /// To be told when the upstream asks for a body that was announced with `Expect: 100-continue`.
+    continued: Option<oneshot::Sender<()>>,
+}
+
+impl Signed {
+    fn stream(headers: &HeaderMap, body: Incoming, idle: Option<Duration>) -> Self {
+        let expects = headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let (gate, continued) = if expects {
+            let (sender, asked) = oneshot::channel();
+            (Some(ContinueGate::new(asked, CONTINUE_PATIENCE)), Some(sender))
+        } else {
+            (None, None)
+        };
+        let (body, progress) = RequestBody::stream(body, idle, gate);
+        Self { body, progress, continued }
+    }
+}
+
+/// Step 6. Waits for the answer's head; the time starts anew as long as the upload makes progress.
+async fn forward(
+    route: &Route,
+    parts: Parts,
+    signed: Signed,
+    deadline: Option<Instant>,
+) -> Result<Response<UpstreamBody>, ProxyError> {
+    let timeouts = &route.compiled.timeouts;
+    let mut request = Request::from_parts(parts, signed.body);
+    if let Some(continued) = signed.continued {
+        let continued = std::sync::Mutex::new(Some(continued));
+        hyper::ext::on_informational(&mut request, move |answer| {
+            if answer.status() == StatusCode::CONTINUE
+                && let Some(continued) = continued.lock().ok().and_then(|mut sender| sender.take())
+            {
+                // The body may be gone already; then nobody waits for the news.
+                continued.send(()).ok();
+            }
+        });
+    }
+    let mut send = pin!(route.pool.send(request, timeouts.connect));
+    let mut taken = 0;
+    loop {
+        let wait = match (timeouts.response_header, deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))) {
+            (Some(limit), Some(left)) => limit.min(left),
+            (Some(limit), None) => limit,
+            (None, Some(left)) => left,
+            (None, None) => return answered(send.await),
+        };
+        match timeout(wait, &mut send).await {
+            Ok(result) => return answered(result),
+            Err(_) => {
+                let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+                let uploaded = signed.progress.as_ref().map_or(0, |progress| progress.bytes());
+                let uploading = signed.progress.as_ref().is_some_and(|progress| !progress.finished());
+                if late || !uploading || uploaded == taken {
+                    let name = if late { "timeouts.request" } else { "timeouts.responseHeader" };
+                    return Err(ProxyError::new(
+                        Code::UpstreamTimeout,
+                        format!("the upstream did not answer within the route's {name}"),
+                    ));
+                }
+                taken = uploaded;
+            }
+        }
+    }
+}
+
+fn answered(result: Result<Response<UpstreamBody>, SendError>) -> Result<Response<UpstreamBody>, ProxyError> {
+    let response = result.map_err(ProxyError::from)?;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return Err(ProxyError::new(Code::UpstreamUnreachable, "the upstream switched protocols without being asked to"));
+    }
+    Ok(response)
+}
+
+fn full_path<'a>(base_path: &str, path: &'a str) -> std::borrow::Cow<'a, str> {
+    if base_path.is_empty() { path.into() } else { format!("{base_path}{path}").into() }
+}
+
+fn is_websocket(headers: &HeaderMap) -> bool {
+    headers
+        .get_all(UPGRADE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket")))
+}
+
+/// A share of the memory for signed bodies, given back on drop.
+struct SignedBytes {
+    budget: Arc<AtomicU64>,
+    bytes: u64,
+}
+
+impl SignedBytes {
+    fn take(&mut self, bytes: u64) -> Result<(), ProxyError> {
+        self.bytes += bytes;
+        if self.budget.fetch_add(bytes, Ordering::Relaxed) + bytes > SIGNED_BYTES {
+            return Err(ProxyError::new(Code::Overloaded, "too many bodies are being signed at once; try again")
+                .retry_after(Duration::from_secs(1)));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SignedBytes {
+    fn drop(&mut self) {
+        self.budget.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that hold their share until the last reference is gone.
+struct HeldBytes {
+    bytes: BytesMut,
+    _held: SignedBytes,
+}
+
+impl AsRef<[u8]> for HeldBytes {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}

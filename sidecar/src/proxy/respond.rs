@@ -1,0 +1,312 @@
+//! Step 8, respond: what of the upstream's answer reaches the agent. The body streams through the scrubber.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{CONNECTION, CONTENT_TYPE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE};
+use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http_body::{Body, Frame, SizeHint};
+use http::uri::PathAndQuery;
+use nexus_crds::matcher::{ResponseRules, RewriteLinks, Scrub};
+use tokio::time::{Instant, Sleep};
+
+use super::body::{BodyError, IdleTimer};
+use super::headers::remove_connection_named;
+use super::links;
+use super::resolve::Addressing;
+use super::scrub::{ScrubStream, Scrubber, is_textual};
+use crate::credential::Credential;
+use crate::error::{Code, REQUEST_ID};
+use crate::record::Record;
+use crate::routes::Route;
+use crate::upstream::UpstreamBody;
+
+/// What goes to the agent. Owns the record of the request, which is written when the last byte was handed
+/// over or the agent went away.
+pub enum AgentBody {
+    /// An answer of our own.
+    Full(Option<Bytes>, Record),
+    /// The upstream's answer.
+    Stream(Box<Download>),
+}
+
+/// A streaming answer.
+pub struct Download {
+    body: UpstreamBody,
+    scrubber: Option<Arc<Scrubber>>,
+    scrub: Option<ScrubStream>,
+    block: bool,
+    idle: IdleTimer,
+    deadline: Option<Pin<Box<Sleep>>>,
+    ready: VecDeque<Frame<Bytes>>,
+    ended: bool,
+    record: Record,
+}
+
+/// The upstream's answer and what is needed to give it back.
+pub struct Answer {
+    /// The answer as it came.
+    pub response: Response<UpstreamBody>,
+    /// The route that was asked for.
+    pub route: Arc<Route>,
+    /// The credential that was sent.
+    pub credential: Arc<Credential>,
+    /// How the caller addressed the upstream.
+    pub addressing: Addressing,
+    /// The target that was sent.
+    pub sent: PathAndQuery,
+    /// End of the whole exchange.
+    pub deadline: Option<Instant>,
+}
+
+/// The answer as the agent gets it.
+pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
+    let Answer { response, route, credential, addressing, sent, deadline } = answer;
+    let rules = &route.compiled.response;
+    let (mut parts, body) = response.into_parts();
+    record.status(parts.status);
+    strip(&mut parts.headers, rules, &credential);
+    match rules.rewrite_links {
+        RewriteLinks::Headers | RewriteLinks::Body => {
+            rewrite_links(&mut parts.headers, &route, &credential, &addressing, &sent);
+        }
+        RewriteLinks::Off => {}
+    }
+    let scrubber = match rules.scrub {
+        Scrub::Redact | Scrub::Block => credential.scrubber(),
+        Scrub::Off => None,
+    };
+    let mut scrub = None;
+    if let Some(scrubber) = scrubber {
+        record.scrubbed(scrub_headers(&mut parts.headers, scrubber));
+        if !body.is_end_stream() && is_textual(parts.headers.get(CONTENT_TYPE)) {
+            scrub = Some(ScrubStream::new(Arc::clone(scrubber)));
+        }
+    }
+    parts.headers.insert(REQUEST_ID, record.request_id().clone());
+    let body = AgentBody::Stream(Box::new(Download {
+        body,
+        scrubber: scrubber.cloned(),
+        scrub,
+        block: rules.scrub == Scrub::Block,
+        idle: IdleTimer::new(route.compiled.timeouts.idle),
+        deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
+        ready: VecDeque::new(),
+        ended: false,
+        record,
+    }));
+    Response::from_parts(parts, body)
+}
+
+fn rewrite_links(
+    headers: &mut HeaderMap,
+    route: &Route,
+    credential: &Credential,
+    addressing: &Addressing,
+    sent: &PathAndQuery,
+) {
+    let upstream = &route.compiled.upstream;
+    let injected: Vec<&str> = credential.sets_query().iter().map(|pair| pair.name.as_str()).collect();
+    let sent = links::Sent {
+        tls: upstream.tls,
+        authority: &upstream.authority,
+        base_path: &upstream.base_path,
+        path: sent.path(),
+        injected_query: &injected,
+    };
+    let addressing = match addressing {
+        Addressing::Headers => links::Addressing::Headers,
+        Addressing::Prefix(prefix) => links::Addressing::Prefix(prefix),
+        Addressing::Absolute(scheme) => links::Addressing::Absolute { scheme },
+    };
+    links::rewrite(headers, &sent, addressing, &route.compiled.response.link_headers);
+}
+
+/// Hop-by-hop fields, and what would reach beyond the answer: cookies, transport policy for `localhost`,
+/// connection-bound authentication.
+fn strip(headers: &mut HeaderMap, rules: &ResponseRules, credential: &Credential) {
+    remove_connection_named(headers);
+    let doomed: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| match name.as_str() {
+            "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "te"
+            | "proxy-authenticate" | "proxy-authentication-info" | "alt-svc" | "strict-transport-security"
+            | "clear-site-data" => true,
+            "set-cookie" | "set-cookie2" => !rules.pass_cookies,
+            // The scrubber masks values; the field as a whole says only what we injected.
+            "www-authenticate" => false,
+            other => other.starts_with("x-nexus-") || credential.sets_headers().any(|set| set.as_str() == other),
+        })
+        .cloned()
+        .collect();
+    for name in &doomed {
+        headers.remove(name);
+    }
+    if headers.contains_key(WWW_AUTHENTICATE) {
+        drop_connection_bound_challenges(headers);
+    }
+}
+
+fn drop_connection_bound_challenges(headers: &mut HeaderMap) {
+    let kept: Vec<HeaderValue> = headers
+        .get_all(WWW_AUTHENTICATE)
+        .iter()
+        .filter(|value| {
+            let scheme = value.as_bytes().split(|byte| *byte == b' ').next().unwrap_or_default();
+            !scheme.eq_ignore_ascii_case(b"negotiate") && !scheme.eq_ignore_ascii_case(b"ntlm")
+        })
+        .cloned()
+        .collect();
+    headers.remove(WWW_AUTHENTICATE);
+    for value in kept {
+        headers.append(WWW_AUTHENTICATE, value);
+    }
+}
+
+/// Masks credentials in header values and says in how many. Validators of a changed body go with them.
+fn scrub_headers(headers: &mut HeaderMap, scrubber: &Scrubber) -> u64 {
+    let mut hits = 0;
+    for value in headers.values_mut() {
+        if let Some(masked) = scrubber.header(value) {
+            *value = masked;
+            hits += 1;
+        }
+    }
+    if hits > 0 {
+        let doomed: Vec<HeaderName> = headers.keys().filter(|name| validates_the_body(name)).cloned().collect();
+        for name in doomed {
+            headers.remove(name);
+        }
+    }
+    hits
+}
+
+fn validates_the_body(name: &HeaderName) -> bool {
+    matches!(name.as_str(), "etag" | "content-md5" | "digest" | "repr-digest" | "content-digest")
+        || name.as_str().starts_with("x-amz-checksum-")
+}
+
+impl Body for AgentBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self.get_mut() {
+            Self::Full(bytes, record) => Poll::Ready(bytes.take().map(|bytes| {
+                record.sent(bytes.len());
+                Ok(Frame::data(bytes))
+            })),
+            Self::Stream(download) => download.poll(cx),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Full(bytes, _) => bytes.is_none(),
+            Self::Stream(download) => download.ready.is_empty() && (download.ended || download.body.is_end_stream()),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Full(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            // Redaction keeps the length, so the upstream's is ours.
+            Self::Stream(download) => download.body.size_hint(),
+        }
+    }
+}
+
+impl Download {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            if let Some(frame) = self.ready.pop_front() {
+                if let Some(data) = frame.data_ref() {
+                    self.record.sent(data.len());
+                }
+                return Poll::Ready(Some(Ok(frame)));
+            }
+            if self.ended {
+                return Poll::Ready(None);
+            }
+            if let Some(deadline) = &mut self.deadline
+                && deadline.as_mut().poll(cx).is_ready()
+            {
+                return self.fail(BodyError::Deadline);
+            }
+            match Pin::new(&mut self.body).poll_frame(cx) {
+                Poll::Ready(Some(Ok(frame))) => {
+                    self.idle.progressed();
+                    self.take(frame);
+                }
+                Poll::Ready(Some(Err(error))) => return self.fail(BodyError::Broken(error)),
+                Poll::Ready(None) => self.end(),
+                Poll::Pending => {
+                    return match self.idle.poll(cx) {
+                        Poll::Ready(()) => self.fail(BodyError::Idle),
+                        Poll::Pending => Poll::Pending,
+                    };
+                }
+            }
+            if self.block && self.scrub.as_ref().is_some_and(|scrub| scrub.hits() > 0) {
+                return self.fail(BodyError::Blocked);
+            }
+        }
+    }
+
+    fn take(&mut self, frame: Frame<Bytes>) {
+        match frame.into_data() {
+            Ok(data) => {
+                let Some(scrub) = &mut self.scrub else { return self.ready.push_back(Frame::data(data)) };
+                let (held, data) = scrub.push(data);
+                self.ready.extend([held, data].into_iter().filter(|piece| !piece.is_empty()).map(Frame::data));
+            }
+            Err(frame) => {
+                self.end();
+                if let Ok(mut trailers) = frame.into_trailers() {
+                    self.scrub_trailers(&mut trailers);
+                    self.ready.push_back(Frame::trailers(trailers));
+                }
+            }
+        }
+    }
+
+    fn scrub_trailers(&mut self, trailers: &mut HeaderMap) {
+        for name in [CONNECTION, TRANSFER_ENCODING, SET_COOKIE, UPGRADE, TE] {
+            trailers.remove(name);
+        }
+        if let Some(scrubber) = &self.scrubber {
+            self.record.scrubbed(scrub_headers(trailers, scrubber));
+        }
+    }
+
+    fn end(&mut self) {
+        self.ended = true;
+        if let Some(scrub) = &mut self.scrub {
+            let rest = scrub.finish();
+            if !rest.is_empty() {
+                self.ready.push_back(Frame::data(rest));
+            }
+            self.record.scrubbed(scrub.hits());
+        }
+    }
+
+    fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.ended = true;
+        self.ready.clear();
+        if let Some(scrub) = &self.scrub {
+            self.record.scrubbed(scrub.hits());
+        }
+        self.record.broke_off(
+            match &error {
+                BodyError::Idle | BodyError::Deadline => Code::UpstreamTimeout,
+                BodyError::Broken(_) | BodyError::Blocked => Code::UpstreamUnreachable,
+            },
+            &error,
+        );
+        Poll::Ready(Some(Err(error)))
+    }
+}

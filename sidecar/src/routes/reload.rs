@@ -1,0 +1,111 @@
+//! Reads the routes at start and whenever they change: validate, then swap; a table that cannot be used leaves
+//! the last good one serving and is reported in the log, in `/readyz` and in the metrics.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use anyhow::Context;
+use nexus_crds::table::RouteTable;
+
+use crate::app::RouteSource;
+use crate::credential::cache::{CredentialCache, CredentialKey};
+use crate::metrics::Metrics;
+use crate::proxy::body::RequestBody;
+use crate::ready::Readiness;
+use crate::record::Recorder;
+use crate::routes::watch::{RouteWatch, Timing};
+use crate::routes::{RouteSet, SharedRoutes};
+use crate::upstream::Upstreams;
+
+/// Keeps the shared routes up to date.
+pub struct Reloader {
+    /// Where they come from.
+    pub source: RouteSource,
+    /// Started by [`Self::first`], so that no change is missed.
+    pub watch: Option<RouteWatch>,
+    /// Where they go.
+    pub shared: SharedRoutes,
+    /// Pools for their upstreams.
+    pub upstreams: Arc<Upstreams<RequestBody>>,
+    /// Credentials to drop with the connections that leave.
+    pub credentials: Arc<CredentialCache>,
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What `/readyz` shows.
+    pub readiness: Arc<Readiness>,
+    /// Table changes are audit events.
+    pub recorder: Arc<Recorder>,
+}
+
+impl Reloader {
+    /// Reads the routes for the first time; what is wrong with them is an error here.
+    pub async fn first(&mut self) -> anyhow::Result<()> {
+        let paths = self.source.watch.clone();
+        if !paths.is_empty() {
+            let start = move || RouteWatch::start(paths, Timing::default());
+            self.watch = Some(tokio::task::spawn_blocking(start).await.context("watching the routes")?);
+        }
+        match self.read().await? {
+            Some(table) => self.swap(&table)?,
+            None => tracing::warn!("there are no routes yet; requests are answered with not_ready until they come"),
+        }
+        self.readiness.update(|state| state.ready = true);
+        Ok(())
+    }
+
+    /// Follows the changes for as long as the process lives.
+    pub async fn follow(mut self) {
+        let Some(mut watch) = self.watch.take() else { return std::future::pending().await };
+        while watch.changed().await.is_ok() {
+            if let Err(error) = self.reload().await {
+                let error = format!("{error:#}");
+                tracing::error!(%error, "the changed routes cannot be used; the last good ones serve on");
+                self.metrics.table_reload_failures.inc();
+                self.readiness.update(|state| state.last_error = Some(error));
+            }
+        }
+    }
+
+    async fn reload(&self) -> anyhow::Result<()> {
+        // A file that is gone says nothing: the last good routes serve on. To serve nothing, write an empty table.
+        let Some(table) = self.read().await? else { return Ok(()) };
+        if let Some(current) = self.shared.load().as_ref() {
+            anyhow::ensure!(
+                table.revision >= current.revision,
+                "the table's revision {} is older than the one that serves, {}",
+                table.revision,
+                current.revision
+            );
+            if table.hash == current.hash {
+                self.readiness.update(|state| state.last_error = None);
+                return Ok(());
+            }
+        }
+        self.swap(&table)
+    }
+
+    async fn read(&self) -> anyhow::Result<Option<RouteTable>> {
+        let load = Arc::clone(&self.source.load);
+        tokio::task::spawn_blocking(move || load()).await.context("reading the routes")?
+    }
+
+    fn swap(&self, table: &RouteTable) -> anyhow::Result<()> {
+        let routes = Arc::new(RouteSet::load(table, &self.upstreams, &self.metrics)?);
+        let keys: HashSet<CredentialKey> = routes.credential_keys().collect();
+        let (revision, hash, count) = (routes.revision, routes.hash.clone(), routes.matcher.routes().len());
+        self.shared.store(Some(routes));
+        self.credentials.retain(|key| keys.contains(key));
+        self.upstreams.retain_used();
+        self.metrics.table_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.metrics.table_routes.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.recorder.table_changed(revision, &hash, count);
+        tracing::info!(revision, hash, routes = count, "routes loaded");
+        self.readiness.update(|state| {
+            state.revision = Some(revision);
+            state.hash = Some(hash);
+            state.routes = count;
+            state.last_error = None;
+        });
+        Ok(())
+    }
+}

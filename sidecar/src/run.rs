@@ -1,0 +1,116 @@
+//! `nexus-sidecar run`: from the command line to a serving process.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use anyhow::Context;
+use nexus_crds::names;
+use nexus_crds::table::RouteTable;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::app::{self, Config, RouteSource};
+use crate::args::{ControlArgs, RunArgs, ServeArgs};
+use crate::credential::cache::CacheSettings;
+use crate::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
+use crate::routes::Tenants;
+use crate::manifest::{self, Failure, Loaded};
+use crate::telemetry;
+
+/// Serves until the process is told to stop.
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
+    telemetry::start(&args.serve.log_level)?;
+    raise_file_limit();
+    log_configuration(&args);
+    let RunArgs { routes, control, tenants, serve } = args;
+    let cache = CacheSettings { max_age: control.credential_max_age, ..CacheSettings::default() };
+    let config = Config {
+        control: ControlPlane::new(control_plane(control)?)?,
+        cache,
+        tenants: allowed(tenants)?,
+        routes: RouteSource {
+            watch: vec![routes.clone()],
+            load: Arc::new(move || load(&routes)),
+        },
+        serve,
+    };
+    runtime(&config.serve)?.block_on(async { app::build(config).await?.run("").await })
+}
+
+/// The table of a path; `None` where there is no file yet, as in a pod whose ConfigMap is still to come.
+fn load(path: &Path) -> anyhow::Result<Option<RouteTable>> {
+    match manifest::load(path) {
+        Ok(Loaded { table, warnings }) => {
+            for warning in warnings {
+                tracing::warn!(%warning, "routes");
+            }
+            Ok(Some(table))
+        }
+        Err(Failure::Missing(_)) if path.is_dir() => Ok(None),
+        Err(failure) => Err(failure.into()),
+    }
+}
+
+/// The runtime that `--threads` asks for.
+pub fn runtime(serve: &ServeArgs) -> anyhow::Result<Runtime> {
+    let mut builder = if serve.threads == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    if serve.threads > 1 {
+        builder.worker_threads(usize::from(serve.threads)).thread_name("nexus-sidecar");
+    }
+    builder
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")
+}
+
+/// Sockets are file descriptors, and the soft limit is often 1,024 where the hard one is far above.
+pub fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+fn control_plane(args: ControlArgs) -> anyhow::Result<ControlPlaneConfig> {
+    let ControlArgs {
+        gateway_url,
+        broker_url,
+        api_key_file,
+        token_file,
+        client_cert,
+        client_key,
+        gateway_ca,
+        allow_insecure_gateway,
+        credential_max_age: _,
+    } = args;
+    let (flavour, url) = match (gateway_url, broker_url) {
+        (Some(url), _) => (Flavour::Gateway, url),
+        (None, Some(url)) => (Flavour::Broker, url),
+        (None, None) => anyhow::bail!("give --gateway-url or --broker-url"),
+    };
+    Ok(ControlPlaneConfig {
+        api_key_file,
+        token_file,
+        client_cert_file: client_cert,
+        client_key_file: client_key,
+        ca_file: gateway_ca,
+        allow_insecure: allow_insecure_gateway,
+        ..ControlPlaneConfig::new(flavour, url)
+    })
+}
+
+fn allowed(tenants: Option<Vec<String>>) -> anyhow::Result<Tenants> {
+    let Some(tenants) = tenants else { return Ok(Tenants::NamedByRoutes) };
+    let tenants: Vec<String> =
+        tenants.into_iter().map(|tenant| tenant.trim().to_owned()).filter(|tenant| !tenant.is_empty()).collect();
+    for tenant in &tenants {
+        anyhow::ensure!(names::is_tenant(tenant), "--tenants: {tenant:?} is not a tenant name: [A-Za-z0-9._:-]{{1,128}}");
+    }
+    Ok(Tenants::Listed(tenants.into_iter().map(String::into_boxed_str).collect()))
+}
+
+/// Once, and nothing secret: secrets are only ever named by their files.
+fn log_configuration(args: &RunArgs) {
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = ?args, "starting");
+}

@@ -1,0 +1,167 @@
+//! The one place that opens upstream connections: resolve, judge every address, then race them (RFC 8305).
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::task::JoinSet;
+
+use super::Settings;
+use super::address::{AddressError, is_private, judge};
+use super::error::ConnectError;
+
+/// Head start of an address over the next one, the value RFC 8305 section 5 recommends.
+const STAGGER: Duration = Duration::from_millis(250);
+/// Silence after which the kernel asks whether the peer is still there.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
+/// Pause between such questions.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
+/// How long sent data may stay unacknowledged (RFC 5482).
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Connects to `host`, a name or an address literal. Addresses that must not be connected to are skipped; if none is
+/// left, the first one's reason is the error. The caller bounds the time.
+pub(super) async fn dial(
+    host: &str,
+    port: u16,
+    allow_private: bool,
+    settings: &Settings,
+) -> Result<TcpStream, ConnectError> {
+    if settings.is_control_plane(host, port) {
+        return Err(ConnectError::Refused(AddressError::ControlPlane));
+    }
+    let mut allowed = Vec::new();
+    let mut refused = None;
+    for addr in resolve(host, port).await? {
+        match judge_here(addr, allow_private, settings).await {
+            Ok(()) => allowed.push(addr),
+            Err(ConnectError::Refused(reason)) => {
+                tracing::debug!(%addr, %reason, "upstream address skipped");
+                refused.get_or_insert(reason);
+            }
+            Err(other) => return Err(other),
+        }
+    }
+    match (allowed.is_empty(), refused) {
+        (false, _) => race(interleave(allowed)).await.map_err(ConnectError::Io),
+        (true, Some(reason)) => Err(ConnectError::Refused(reason)),
+        (true, None) => Err(ConnectError::Resolve(io::Error::new(
+            io::ErrorKind::NotFound,
+            "the name has no address",
+        ))),
+    }
+}
+
+async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let found = lookup_host((host, port))
+        .await
+        .map_err(ConnectError::Resolve)?;
+    Ok(found.collect())
+}
+
+/// [`judge`], and what only this host can know: whether the address is one of its own, and where the control plane
+/// is at the moment.
+async fn judge_here(
+    addr: SocketAddr,
+    allow_private: bool,
+    settings: &Settings,
+) -> Result<(), ConnectError> {
+    judge(addr, allow_private, &settings.own_listeners).map_err(ConnectError::Refused)?;
+    let listens_everywhere =
+        |own: &SocketAddr| own.port() == addr.port() && own.ip().is_unspecified();
+    if settings.own_listeners.iter().any(listens_everywhere) && is_local(addr) {
+        return Err(ConnectError::Refused(AddressError::OwnListener));
+    }
+    // A public address says nothing about who is behind it: a content network answers for the control plane and for
+    // upstreams on the same one. There the name, checked before, decides.
+    if is_private(addr.ip().to_canonical()) {
+        for (host, _) in settings.control_plane_at(addr.port()) {
+            let theirs = resolve(host, addr.port()).await?;
+            if theirs
+                .iter()
+                .any(|a| a.ip().to_canonical() == addr.ip().to_canonical())
+            {
+                return Err(ConnectError::Refused(AddressError::ControlPlane));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// True for an address of this host: packets to it would be sent from itself. A connected UDP socket tells without
+/// sending any.
+fn is_local(addr: SocketAddr) -> bool {
+    let any: IpAddr = match addr {
+        SocketAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        SocketAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+    };
+    UdpSocket::bind((any, 0))
+        .and_then(|socket| {
+            socket.connect(addr)?;
+            socket.local_addr()
+        })
+        .is_ok_and(|from| from.ip() == addr.ip())
+}
+
+/// IPv6 first, then the families in turn, each in the resolver's order (RFC 8305 section 4).
+fn interleave(addrs: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let total = addrs.len();
+    let (v6, v4): (Vec<_>, Vec<_>) = addrs.into_iter().partition(SocketAddr::is_ipv6);
+    let (mut v6, mut v4) = (v6.into_iter(), v4.into_iter());
+    let mut ordered = Vec::with_capacity(total);
+    while ordered.len() < total {
+        ordered.extend(v6.next());
+        ordered.extend(v4.next());
+    }
+    ordered
+}
+
+/// Starts an attempt every [`STAGGER`], or as soon as the one before failed; the first connection wins and the other
+/// attempts are dropped. The error is the last attempt's.
+async fn race(addrs: Vec<SocketAddr>) -> io::Result<TcpStream> {
+    let mut waiting = addrs.into_iter();
+    let mut attempts = JoinSet::new();
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    loop {
+        let more = if let Some(addr) = waiting.next() {
+            if attempts.is_empty() && waiting.len() == 0 {
+                return connect(addr).await;
+            }
+            attempts.spawn(connect(addr));
+            waiting.len() > 0
+        } else {
+            false
+        };
+        tokio::select! {
+            ended = attempts.join_next() => match ended {
+                Some(Ok(Ok(stream))) => return Ok(stream),
+                Some(Ok(Err(error))) => last = error,
+                Some(Err(aborted)) => last = io::Error::other(aborted),
+                None => return Err(last),
+            },
+            () = tokio::time::sleep(STAGGER), if more => {}
+        }
+    }
+}
+
+async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+    let socket = match addr {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.set_nodelay(true)?;
+    let keepalive = TcpKeepalive::new()
+        .with_time(KEEPALIVE_AFTER)
+        .with_interval(KEEPALIVE_EVERY);
+    let options = SockRef::from(&socket);
+    options.set_tcp_keepalive(&keepalive)?;
+    #[cfg(target_os = "linux")]
+    options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    socket.connect(addr).await
+}
