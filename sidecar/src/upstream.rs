@@ -55,7 +55,7 @@ impl Default for Settings {
         Self {
             own_listeners: Vec::new(),
             control_plane: Vec::new(),
-            idle_timeout: Duration::from_secs(60),
+            idle_timeout: Duration::from_mins(1),
             max_idle_per_upstream: 1024,
         }
     }
