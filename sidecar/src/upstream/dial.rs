@@ -30,7 +30,7 @@ pub(super) async fn dial(
     allow_private: bool,
     settings: &Settings,
 ) -> Result<TcpStream, ConnectError> {
-    if settings.is_control_plane(host, port) {
+    if settings.forbids(host, port) {
         return Err(ConnectError::Refused(AddressError::ControlPlane));
     }
     let mut allowed = Vec::new();
@@ -81,7 +81,7 @@ async fn judge_here(
     // A public address says nothing about who is behind it: a content network answers for the control plane and for
     // upstreams on the same one. There the name, checked before, decides.
     if is_private(addr.ip().to_canonical()) {
-        for (host, _) in settings.control_plane_at(addr.port()) {
+        for (host, _) in settings.forbidden_at(addr.port()) {
             let theirs = resolve(host, addr.port()).await?;
             if theirs
                 .iter()
@@ -237,6 +237,28 @@ mod tests {
         assert_eq!(options.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);
         #[cfg(target_os = "linux")]
         assert_eq!(options.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+    }
+
+    #[tokio::test]
+    async fn a_listener_on_every_address_is_refused_on_the_hosts_own() {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        if socket.connect("192.0.2.1:9").is_err() {
+            return; // a host without a network has no other address
+        }
+        let host = socket.local_addr().unwrap().ip();
+        for own in ["0.0.0.0:9901", "[::]:9901"] {
+            let settings = Settings {
+                own_listeners: addrs(&[own]),
+                ..Settings::default()
+            };
+            let judged = |port| judge_here(SocketAddr::new(host, port), true, &settings);
+            let refused = judged(9901).await.unwrap_err();
+            assert!(matches!(
+                refused,
+                ConnectError::Refused(AddressError::OwnListener)
+            ));
+            judged(9902).await.unwrap();
+        }
     }
 
     #[test]

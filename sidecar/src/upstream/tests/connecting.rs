@@ -118,7 +118,7 @@ async fn own_listeners_and_the_control_plane_are_never_connected_to() {
         ..Settings::default()
     };
     let control_plane = |host: &str| Settings {
-        control_plane: vec![(host.to_owned(), port)],
+        forbidden: vec![(host.to_owned(), port)],
         ..Settings::default()
     };
     for (settings, host) in [
@@ -140,7 +140,7 @@ async fn own_listeners_and_the_control_plane_are_never_connected_to() {
     assert_eq!(server.accepted(), 0);
     let elsewhere = Settings {
         own_listeners: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 1))],
-        control_plane: vec![
+        forbidden: vec![
             ("localhost".to_owned(), 1),
             ("gateway.invalid".to_owned(), 1),
         ],
