@@ -211,7 +211,8 @@ impl Drop for Reaped {
 fn listening(line: &str) -> Option<(SocketAddr, SocketAddr)> {
     let rest = line.strip_prefix("listening proxy=")?;
     let (proxy, admin) = rest.split_once(" admin=")?;
-    Some((proxy.parse().ok()?, admin.trim().parse().ok()?))
+    let first = proxy.split(',').next()?;
+    Some((first.parse().ok()?, admin.trim().parse().ok()?))
 }
 
 /// A running sidecar. It is killed when this is dropped.

@@ -6,6 +6,8 @@
 //! | `/silent` | the head of an event stream, and then nothing |
 //! | `/download/{bytes}` | that many bytes, made as they are read |
 //! | `/sink` | how much of the request's body arrived, and its SHA-256 |
+//! | `/early` | 200 at once, `begun`, and `ended` once the request's body has arrived |
+//! | `/unread` | none, and the request's body is not read |
 //! | `/hang` | none |
 //! | `/status/{code}` | that status |
 //! | anything else | the request as JSON |
@@ -254,6 +256,11 @@ async fn answer(
 ) -> Result<Response<Content>, hyper::Error> {
     let path = request.uri().path().to_owned();
     let segments: Vec<&str> = path.split('/').skip(1).collect();
+    match segments.as_slice() {
+        ["unread"] => return hold(request).await,
+        ["early"] => return Ok(early(request, Open::enter(state))),
+        _ => {}
+    }
     let keep = segments != ["sink"];
     let seen = read(request, keep).await?;
     state.seen.lock().unwrap().push(seen.clone());
@@ -339,6 +346,27 @@ fn full(value: &serde_json::Value) -> Content {
 pub fn now_micros() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
     u64::try_from(now.as_micros()).unwrap()
+}
+
+async fn hold(request: Request<Incoming>) -> Result<Response<Content>, hyper::Error> {
+    std::future::pending::<()>().await;
+    drop(request);
+    Ok(Response::new(full(&json!({}))))
+}
+
+fn early(request: Request<Incoming>, open: Open) -> Response<Content> {
+    let (sender, receiver) = mpsc::channel(2);
+    tokio::spawn(async move {
+        let _ = sender.send(Bytes::from_static(b"begun\n")).await;
+        if read(request, false).await.is_ok() {
+            let _ = sender.send(Bytes::from_static(b"ended\n")).await;
+        }
+    });
+    let body = Events {
+        receiver,
+        _open: open,
+    };
+    Response::new(body.boxed())
 }
 
 /// Sends `count` events, then ends; without a count it stays silent.
