@@ -11,7 +11,7 @@ pub mod payload;
 pub mod status;
 
 #[cfg(test)]
-mod wire;
+pub(crate) mod wire;
 
 use std::fmt;
 use std::sync::{Arc, OnceLock};

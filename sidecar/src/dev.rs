@@ -51,6 +51,9 @@ pub enum SetupError {
     /// A loopback port cannot be opened.
     #[error("no loopback port can be opened")]
     Listen(#[source] io::Error),
+    /// The address of the broker is no URL, which only a bug can cause.
+    #[error("the broker's address is not a URL")]
+    Url(#[from] url::ParseError),
     /// The system has no random numbers.
     #[error("the system gives no random numbers")]
     Random,
@@ -105,16 +108,14 @@ pub async fn prepare(options: DevOptions) -> Result<DevSetup, SetupError> {
         vault: Arc::new(Vault::new(source, options.environment)),
         lines: Mutex::default(),
     });
-    let loaded = loader.load()?;
+    let first = loader.load()?;
     let key = builtin::secret()?;
     let broker = broker::router(Arc::clone(&loader.vault), key.clone().into());
     let broker = serve(&mut servers, broker).await?;
-    let mut gateway_url = Url::parse("http://127.0.0.1").map_err(|_| SetupError::Random)?;
-    let _ = gateway_url.set_port(Some(broker.port()));
     Ok(DevSetup {
-        gateway_url,
+        gateway_url: Url::parse(&format!("http://{broker}"))?,
         api_key: key.into(),
-        loaded,
+        loaded: first,
         loader,
         servers,
     })
@@ -182,7 +183,10 @@ impl DevLoader {
         let credentials = self.vault.credentials().map_err(Failure::Invalid)?;
         let bound = bind(&mut manifests, &credentials, &self.vault);
         let loaded = manifests.into_loaded(path);
-        let wrong = bound.problems.iter().any(|it| it.severity == Severity::Error);
+        let wrong = bound
+            .problems
+            .iter()
+            .any(|it| it.severity == Severity::Error);
         let mut loaded = match loaded {
             Ok(loaded) if !wrong => loaded,
             Ok(loaded) => return Err(Failure::Invalid(join(loaded.warnings, bound.problems))),
@@ -210,4 +214,210 @@ impl DevLoader {
 fn join(mut problems: Vec<Problem>, more: Vec<Problem>) -> Vec<Problem> {
     problems.extend(more);
     problems
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use secrecy::ExposeSecret;
+    use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    fn environment(name: &str) -> Option<String> {
+        (name == "GITHUB_TOKEN").then(|| "gh-token".to_owned())
+    }
+
+    fn options(files: Option<&TempDir>) -> DevOptions {
+        DevOptions {
+            routes: files.map(|dir| dir.path().join("routes.yaml")),
+            credentials: files.map(|dir| dir.path().join("credentials.yaml")),
+            environment,
+        }
+    }
+
+    fn route(name: &str, rest: &str) -> String {
+        format!(
+            "---\napiVersion: nexus.io/v1alpha1\nkind: NexusRoute\nmetadata: {{name: {name}}}\nspec:\n  upstream: {{url: \"https://{name}.example.com\"}}\n{rest}"
+        )
+    }
+
+    fn files(routes: &str, credentials: &str) -> TempDir {
+        let dir = TempDir::new().unwrap();
+        fs::write(dir.path().join("routes.yaml"), routes).unwrap();
+        fs::write(dir.path().join("credentials.yaml"), credentials).unwrap();
+        dir
+    }
+
+    async fn prepared(routes: &str, credentials: &str) -> Result<DevSetup, String> {
+        let dir = files(routes, credentials);
+        let result = prepare(options(Some(&dir))).await;
+        result.map_err(|error| {
+            let text = error.to_string();
+            text.replace(&format!("{}/", dir.path().display()), "")
+        })
+    }
+
+    async fn token(setup: &DevSetup, route: usize) -> serde_json::Value {
+        let address = setup.gateway_url.socket_addrs(|| None).unwrap()[0];
+        let id = &setup.loaded.table.routes[route].connections[0].connection_id;
+        let key = setup.api_key.expose_secret();
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let head = format!(
+            "GET /v1/token/{id} HTTP/1.1\r\nHost: x\r\nX-API-Key: {key}\r\nConnection: close\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        serde_json::from_str(answer.split_once("\r\n\r\n").unwrap().1).unwrap()
+    }
+
+    #[tokio::test]
+    async fn without_any_file_three_routes_have_credentials() {
+        let setup = prepare(options(None)).await.unwrap();
+        let table = &setup.loaded.table;
+        let providers: Vec<&str> = table.routes.iter().map(|it| it.provider.as_str()).collect();
+        assert_eq!(providers, ["bearer", "aws", "query"]);
+        for (route, kind) in ["oauth2", "aws_sigv4", "query_param"].iter().enumerate() {
+            assert_eq!(token(&setup, route).await["strategy"]["type"], *kind);
+        }
+        assert!(setup.loader.watched().is_empty());
+        let debug = format!("{setup:?} {:?}", setup.loader);
+        assert!(!debug.contains(setup.api_key.expose_secret()), "{debug}");
+    }
+
+    #[tokio::test]
+    async fn a_route_gets_the_credentials_of_its_provider() {
+        let setup = prepared(
+            &route("github", ""),
+            "credentials:\n  github: {access_token: {env: GITHUB_TOKEN}}\n  github@work: {access_token: w}\n",
+        )
+        .await
+        .unwrap();
+        let connections = &setup.loaded.table.routes[0].connections;
+        let tenants: Vec<Option<&str>> =
+            connections.iter().map(|it| it.tenant.as_deref()).collect();
+        assert_eq!(tenants, [None, Some("work")]);
+    }
+
+    #[tokio::test]
+    async fn a_listed_connection_is_served_by_its_id() {
+        let id = "7d6f3c1e-0000-4000-8000-000000000001";
+        let dir = files(
+            &route(
+                "p",
+                &format!(
+                    "  connections: [{{tenant: t, connectionId: {id}}}]\n  strategy: {{type: query_param, config: {{param_name: key}}}}\n"
+                ),
+            ),
+            &format!("credentials: {{{id}: {{api_key: k}}}}"),
+        );
+        let setup = prepare(options(Some(&dir))).await.unwrap();
+        assert_eq!(
+            token(&setup, 0).await["strategy"]["config"]["param_name"],
+            "key"
+        );
+        let banner = setup.loader.banner("127.0.0.1:8080".parse().unwrap());
+        assert!(banner.contains("/via/p@t/"), "{banner}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_variable_stops_the_start() {
+        let error = prepared(
+            &route("github", ""),
+            "credentials:\n  github:\n    access_token: {env: NOPE}\n",
+        )
+        .await
+        .unwrap_err();
+        assert!(
+            error.contains("credentials.yaml:3:5: credentials.github.access_token: the environment variable NOPE"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_route_without_credential_and_a_credential_without_route_are_pointed_out() {
+        let routes = format!("{}{}", route("a", ""), route("b", ""));
+        let setup = prepared(
+            &routes,
+            "credentials:\n  a: {api_key: k}\n  c: {api_key: k}\n",
+        )
+        .await
+        .unwrap();
+        let warnings: Vec<String> = setup
+            .loaded
+            .warnings
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        let found = |text: &str| warnings.iter().any(|it| it.contains(text));
+        assert!(
+            found("routes.yaml:11:1: warning: spec: no credential for provider b"),
+            "{warnings:#?}"
+        );
+        assert!(
+            found("credentials.yaml:3:3: warning: credentials.c: no route has the provider c"),
+            "{warnings:#?}"
+        );
+        let error = prepared(&route("a", ""), "credentials: {c: {api_key: k}}").await;
+        assert!(
+            error
+                .unwrap_err()
+                .contains("none of these is the credential of a route")
+        );
+    }
+
+    #[tokio::test]
+    async fn a_field_that_the_strategy_needs_is_named() {
+        let strategy = "  strategy: {type: aws_sigv4, config: {service: s3}}\n";
+        let error = prepared(
+            &route("a", strategy),
+            "credentials:\n  a: {access_key: k}\n",
+        )
+        .await;
+        let error = error.unwrap_err();
+        assert!(
+            error.contains("credentials.yaml:2:3: credentials.a.secret_key: missing; strategy aws_sigv4 needs it"),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_mistake_while_running_leaves_the_broker_as_it_was() {
+        let dir = files(
+            &route("github", ""),
+            "credentials: {github: {access_token: t}}",
+        );
+        let setup = prepare(options(Some(&dir))).await.unwrap();
+        fs::write(dir.path().join("routes.yaml"), "a: [").unwrap();
+        assert!(setup.loader.load().is_err());
+        assert_eq!(token(&setup, 0).await["access_token"], "t");
+    }
+
+    #[tokio::test]
+    async fn routes_and_credentials_go_together() {
+        let dir = files("", "");
+        for (routes, credentials) in [(true, false), (false, true)] {
+            let mut options = options(Some(&dir));
+            options.routes = options.routes.filter(|_| routes);
+            options.credentials = options.credentials.filter(|_| credentials);
+            let error = prepare(options).await.unwrap_err();
+            assert!(matches!(error, SetupError::Options(_)));
+        }
+    }
+
+    #[tokio::test]
+    async fn the_example_starts_when_its_variables_are_set() {
+        let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/local");
+        let options = DevOptions {
+            routes: Some(example.join("routes.yaml")),
+            credentials: Some(example.join("credentials.yaml")),
+            environment: |name| Some(format!("value-of-{name}")),
+        };
+        let setup = prepare(options).await.unwrap();
+        assert_eq!(setup.loaded.table.routes.len(), 3);
+    }
 }

@@ -9,13 +9,17 @@ pub(crate) mod objects;
 pub mod problem;
 pub(crate) mod yaml;
 
+use std::collections::HashSet;
+use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::Path;
 
-use nexus_crds::compile::{Grants, Verdict, compile};
+use nexus_crds::compile::{Grants, compile};
+use nexus_crds::matcher::Matcher;
 use nexus_crds::provider::NexusProvider;
 use nexus_crds::route::NexusRoute;
+use nexus_crds::status::{self, Verdict};
 use nexus_crds::table::RouteTable;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
@@ -67,7 +71,7 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl Error for Failure {}
 
 /// Loads what the sidecar serves from a file or directory. Blocks: it reads and compiles. All manifests must be of one
 /// namespace.
@@ -147,7 +151,13 @@ impl Manifests {
             provider_objects: Vec::new(),
         };
         let mut problems = Vec::new();
+        let mut names = HashSet::new();
         for object in objects {
+            if !names.insert(object.identity()) {
+                let message = "an earlier document has the same kind, namespace and name";
+                problems.push(object.error("metadata.name", message));
+                continue;
+            }
             let result = match object.kind {
                 Kind::Route => object.typed::<NexusRoute>().map(|mut route| {
                     let namespace = &mut route.metadata.namespace;
@@ -162,9 +172,10 @@ impl Manifests {
             };
             problems.extend(result.err());
         }
-        match problems.is_empty() {
-            true => Ok(this),
-            false => Err(Failure::Invalid(problems)),
+        if problems.is_empty() {
+            Ok(this)
+        } else {
+            Err(Failure::Invalid(problems))
         }
     }
 
@@ -186,7 +197,10 @@ impl Manifests {
             problems.push(problem);
         }
         if self.routes.is_empty() {
-            problems.push(Problem::error(path, "no NexusRoute; there is nothing to serve"));
+            problems.push(Problem::error(
+                path,
+                "no NexusRoute; there is nothing to serve",
+            ));
         }
         if problems.iter().any(|it| it.severity == Severity::Error) {
             return Err(Failure::Invalid(problems));
@@ -205,11 +219,27 @@ impl Manifests {
         let other = |route: &NexusRoute| route.metadata.namespace.as_deref() != Some(first);
         let index = self.routes.iter().position(other)?;
         let message = format!("a sidecar serves one namespace, and earlier routes are of {first}");
-        Some(self.route_objects.get(index)?.error("metadata.namespace", message))
+        Some(
+            self.route_objects
+                .get(index)?
+                .error("metadata.namespace", message),
+        )
     }
 
     fn problems(&self, verdict: &Verdict) -> Vec<Problem> {
-        todo!()
+        let objects = match verdict.kind {
+            status::Kind::Route => &self.route_objects,
+            status::Kind::Provider => &self.provider_objects,
+        };
+        let Some(object) = objects.get(verdict.index) else {
+            return Vec::new();
+        };
+        let refusal = verdict.result.as_ref().err();
+        let refusal =
+            refusal.map(|it| object.error(&it.field, format!("{} ({})", it.message, it.reason)));
+        let warnings = verdict.warnings.iter();
+        let warnings = warnings.map(|it| object.warning(&it.field, it.message.as_str()));
+        refusal.into_iter().chain(warnings).collect()
     }
 }
 
@@ -225,32 +255,186 @@ fn is_table(bytes: &[u8]) -> bool {
 }
 
 fn parse_table(file: &Path, bytes: &[u8]) -> Result<RouteTable, Problem> {
-    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
-        let field = error.path().to_string();
-        let error = error.into_inner();
-        let position = u32::try_from(error.line())
-            .ok()
-            .zip(u32::try_from(error.column()).ok())
-            .map(|(line, column)| Position { line, column });
-        let message = error.to_string();
-        let message = message
-            .rsplit_once(" at line ")
-            .map_or(message.as_str(), |(message, _)| message);
-        Problem::error(file, message)
-            .at(position)
-            .field(if field == "." { "" } else { &field })
+    RouteTable::decode(bytes).map_err(|error| {
+        let (mut message, mut position) = (error.to_string(), None);
+        let mut source = error.source();
+        while let Some(error) = source {
+            message = format!("{message}: {error}");
+            if let Some(json) = error.downcast_ref::<serde_json::Error>() {
+                position = json_position(json);
+            }
+            source = error.source();
+        }
+        Problem::error(file, message).at(position)
     })
+}
+
+/// Where a JSON error is; nowhere, if it is of a value that was parsed before.
+fn json_position(error: &serde_json::Error) -> Option<Position> {
+    let line = u32::try_from(error.line()).ok().filter(|line| *line > 0)?;
+    let column = u32::try_from(error.column()).ok()?;
+    Some(Position { line, column })
+}
+
+/// Judges that a table can be served, and counts its routes.
+pub(crate) fn verify(path: &Path, table: &RouteTable) -> Result<usize, Problem> {
+    Matcher::load(table, |_| ())
+        .map(|matcher| matcher.routes().len())
+        .map_err(|error| Problem::error(path, error.to_string()))
 }
 
 fn parse_objects(file: &Path, bytes: &[u8]) -> Result<Vec<Object>, Vec<Problem>> {
     let text = std::str::from_utf8(bytes).map_err(|error| {
         let before = bytes.get(..error.valid_up_to()).unwrap_or_default();
-        let newlines = before.iter().filter(|byte| **byte == b'\n').count();
-        let position = u32::try_from(newlines + 1)
+        let lines = before.split(|byte| *byte == b'\n').count();
+        let position = u32::try_from(lines)
             .ok()
             .map(|line| Position { line, column: 1 });
         vec![Problem::error(file, "not UTF-8 text").at(position)]
     })?;
     objects::read(file, text.trim_start_matches('\u{feff}'))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use tempfile::TempDir;
+
+    use super::*;
+
+    fn route(name: &str, spec: &str) -> String {
+        format!(
+            "---\napiVersion: nexus.io/v1alpha1\nkind: NexusRoute\nmetadata:\n  name: {name}\nspec:\n  connections: [{{connectionId: 7d6f3c1e-0000-4000-8000-000000000001}}]\n{spec}"
+        )
+    }
+
+    fn good(name: &str) -> String {
+        route(name, "  upstream:\n    url: https://api.example.com\n").replace(
+            "000000000001",
+            &format!("{:012x}", name.bytes().map(u64::from).sum::<u64>()),
+        )
+    }
+
+    fn directory(files: &[(&str, &[u8])]) -> TempDir {
+        let dir = TempDir::new().unwrap();
+        for (name, bytes) in files {
+            fs::write(dir.path().join(name), bytes).unwrap();
+        }
+        dir
+    }
+
+    fn names(dir: &TempDir) -> Vec<String> {
+        let table = load(dir.path()).unwrap().table;
+        table
+            .routes
+            .into_iter()
+            .map(|route| route.provider)
+            .collect()
+    }
+
+    fn refused(dir: &TempDir) -> String {
+        let text = load(dir.path()).unwrap_err().to_string();
+        text.replace(&format!("{}/", dir.path().display()), "")
+    }
+
+    #[test]
+    fn manifests_of_several_files_make_one_table() {
+        let dir = directory(&[
+            ("b.yaml", format!("{}{}", good("b1"), good("b2")).as_bytes()),
+            ("a.yml", good("a").as_bytes()),
+        ]);
+        assert_eq!(names(&dir), ["a", "b1", "b2"]);
+    }
+
+    #[test]
+    fn a_compiled_table_is_read_packed_or_not() {
+        let dir = directory(&[("r.yaml", good("p").as_bytes())]);
+        let table = load(dir.path()).unwrap().table;
+        let json = serde_json::to_vec(&table).unwrap();
+        let dir = directory(&[("routes.json", &json)]);
+        assert_eq!(load(dir.path()).unwrap().table, table);
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&json).unwrap();
+        let dir = directory(&[("routes.json.gz", &gzip.finish().unwrap())]);
+        assert_eq!(load(dir.path()).unwrap().table, table);
+        let text = String::from_utf8(json).unwrap();
+        let newer = text.replace("\"minReader\":1", "\"minReader\":99");
+        let dir = directory(&[("routes.json", newer.as_bytes())]);
+        assert!(refused(&dir).contains("upgrade the sidecar"));
+        let cut = text.replace("\"minReader\":1,", "");
+        let dir = directory(&[("routes.json", cut.as_bytes())]);
+        assert!(refused(&dir).contains("minReader"), "{}", refused(&dir));
+    }
+
+    #[test]
+    fn a_table_beside_manifests_is_refused() {
+        let dir = directory(&[("r.yaml", good("p").as_bytes())]);
+        let json = serde_json::to_vec(&load(dir.path()).unwrap().table).unwrap();
+        fs::write(dir.path().join("routes.json"), json).unwrap();
+        let text = refused(&dir);
+        assert!(
+            text.contains("routes.json: a compiled table must be the only"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_the_compiler_refuses_is_shown_at_its_line() {
+        let bad = route("p", "  upstream:\n    url: http://api.example.com\n");
+        let dir = directory(&[("r.yaml", format!("{}{bad}", good("a")).as_bytes())]);
+        let text = refused(&dir);
+        let line = text.lines().find(|line| !line.contains("warning")).unwrap();
+        assert!(
+            line.starts_with("r.yaml:18:5: spec.upstream.url: "),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn every_problem_of_every_file_is_shown() {
+        let dir = directory(&[
+            ("a.yaml", b"kind: Secret\n"),
+            ("b.yaml", b"a: [\n"),
+            ("c.yaml", b"\xff\n"),
+        ]);
+        let text = refused(&dir);
+        assert_eq!(text.lines().count(), 3, "{text}");
+        assert!(text.contains("c.yaml:1:1: not UTF-8"), "{text}");
+    }
+
+    #[test]
+    fn nothing_there_is_told_from_something_wrong() {
+        let dir = directory(&[("notes.txt", b"")]);
+        assert!(matches!(load(dir.path()), Err(Failure::Missing(_))));
+        assert!(matches!(
+            load(&dir.path().join("no")),
+            Err(Failure::Missing(_))
+        ));
+        let dir = directory(&[("r.yaml", b"# nothing\n")]);
+        assert!(matches!(load(dir.path()), Err(Failure::Invalid(_))));
+    }
+
+    #[test]
+    fn a_name_is_given_once() {
+        let text = good("a");
+        let dir = directory(&[("a.yaml", text.as_bytes()), ("b.yaml", text.as_bytes())]);
+        let problem = refused(&dir);
+        assert!(
+            problem.starts_with("b.yaml:5:3: metadata.name: an earlier"),
+            "{problem}"
+        );
+    }
+
+    #[test]
+    fn a_sidecar_serves_one_namespace() {
+        let other = good("b").replace("name: b", "name: b\n  namespace: other");
+        let dir = directory(&[("r.yaml", format!("{}{other}", good("a")).as_bytes())]);
+        let text = refused(&dir);
+        assert!(
+            text.contains("metadata.namespace: a sidecar serves one namespace"),
+            "{text}"
+        );
+    }
 }

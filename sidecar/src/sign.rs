@@ -117,3 +117,6 @@ impl From<SignError> for ProxyError {
         Self::new(code, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;

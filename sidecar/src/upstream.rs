@@ -43,7 +43,7 @@ pub struct Settings {
     /// Addresses this process listens on, as bound; never connected to.
     pub own_listeners: Vec<SocketAddr>,
     /// Host (lower case) and port of the gateway, broker or relay; never connected to.
-    pub control_plane: Vec<(String, u16)>,
+    pub forbidden: Vec<(String, u16)>,
     /// A connection unused for this long is closed (60 s): it is, after three quarters of it at the earliest.
     pub idle_timeout: Duration,
     /// Unused HTTP/1.1 connections kept per upstream (1,024).
@@ -54,22 +54,22 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             own_listeners: Vec::new(),
-            control_plane: Vec::new(),
-            idle_timeout: Duration::from_secs(60),
+            forbidden: Vec::new(),
+            idle_timeout: Duration::from_mins(1),
             max_idle_per_upstream: 1024,
         }
     }
 }
 
 impl Settings {
-    fn is_control_plane(&self, host: &str, port: u16) -> bool {
+    fn forbids(&self, host: &str, port: u16) -> bool {
         let host = host.trim_end_matches('.');
-        self.control_plane_at(port)
+        self.forbidden_at(port)
             .any(|(theirs, _)| theirs.trim_end_matches('.').eq_ignore_ascii_case(host))
     }
 
-    fn control_plane_at(&self, port: u16) -> impl Iterator<Item = &(String, u16)> {
-        self.control_plane
+    fn forbidden_at(&self, port: u16) -> impl Iterator<Item = &(String, u16)> {
+        self.forbidden
             .iter()
             .filter(move |(_, theirs)| *theirs == port)
     }

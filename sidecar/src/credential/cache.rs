@@ -44,12 +44,12 @@ impl Default for CacheSettings {
     fn default() -> Self {
         Self {
             capacity: 10_000,
-            max_age: Duration::from_secs(300),
+            max_age: Duration::from_mins(5),
             negative: Duration::from_secs(5),
             attention: Duration::from_secs(30),
             backoff: Duration::from_secs(1),
             backoff_limit: Duration::from_secs(30),
-            outage_window: Duration::from_secs(3600),
+            outage_window: Duration::from_hours(1),
         }
     }
 }

@@ -175,7 +175,7 @@ impl ControlPlane {
             let value = secret_header(file, "Bearer ").map_err(FetchError::Local)?;
             request = request.header(AUTHORIZATION, value);
         }
-        let response = request.send().await.map_err(|error| transport(error))?;
+        let response = request.send().await.map_err(transport)?;
         let status = response.status().as_u16();
         let retry_after = retry_after(&response);
         let body = read(response).await?;

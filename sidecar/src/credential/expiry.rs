@@ -14,7 +14,7 @@ const FINER_THAN_SECONDS: f64 = 1e11;
 /// Go's zero time, which serializers write for "no expiry".
 const GO_ZERO_TIME: i64 = -62_135_596_800;
 /// Longer lives are cut to this.
-const LONGEST: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
+const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
 
 /// When a credential expires.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -165,7 +165,7 @@ impl FetchError {
 impl Answer {
     fn outcome(&self) -> Outcome {
         match (self.status, self.code.as_deref()) {
-            (400 | 403, Some("connection_not_active")) => inactive(Verdict::Gone),
+            (400 | 403, Some("connection_not_active")) | (410, _) => inactive(Verdict::Gone),
             // Empty: a gateway passing on `connection_not_active`, or its own refused key.
             (403, None) if self.empty => inactive(Verdict::Outage),
             (401 | 403, _) => rejected(),
@@ -184,7 +184,6 @@ impl Answer {
                 verdict: Verdict::Outage,
                 detail: "the user has to authorize the connection again",
             },
-            (410, _) => inactive(Verdict::Gone),
             (429, _) => Outcome {
                 hold: Hold::AtLeast(self.retry_after.unwrap_or_default()),
                 ..outage("the control plane is asked too often; try again later")
@@ -225,6 +224,15 @@ const fn rejected() -> Outcome {
 }
 
 #[cfg(test)]
+impl Outcome {
+    /// Code, hold and verdict in a line, for tables in tests.
+    pub(crate) fn summary(&self) -> String {
+        let code = self.code.class().code;
+        format!("{code} {:?} {:?}", self.hold, self.verdict)
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -238,128 +246,43 @@ mod tests {
         .outcome()
     }
 
+    /// Status, body code, then what it comes to.
+    const ROWS: &str = "
+        200 - broker_unavailable Backoff Outage
+        204 - broker_unavailable Backoff Outage
+        302 - broker_unavailable Backoff Outage
+        400 invalid_connection_id connection_unknown Short Unknown
+        400 connection_not_active connection_inactive Short Gone
+        401 missing_api_key broker_rejected Backoff Outage
+        401 - broker_rejected Backoff Outage
+        403 invalid_api_key broker_rejected Backoff Outage
+        403 access_denied broker_rejected Backoff Outage
+        403 connection_not_active connection_inactive Short Gone
+        403 - connection_inactive Short Outage
+        404 connection_not_found connection_unknown Short Unknown
+        404 token_not_found connection_unknown Short Unknown
+        404 - connection_unknown Short Unknown
+        405 - broker_unavailable Backoff Outage
+        409 attention_required attention_required Long Outage
+        409 - attention_required Long Outage
+        409 token_expired broker_unavailable Backoff Outage
+        410 connection_revoked connection_inactive Short Gone
+        429 - broker_unavailable AtLeast(0ns) Outage
+        500 decrypt_failed broker_unavailable Backoff Outage
+        500 invalid_token_format broker_unavailable Backoff Outage
+        502 broker_unavailable broker_unavailable Backoff Outage
+        503 - broker_unavailable Backoff Outage
+        504 - broker_unavailable Backoff Outage";
+
     #[test]
     fn every_row_of_the_protocols_table_has_its_code_and_consequence() {
-        use Code::{
-            AttentionRequired, BrokerRejected, BrokerUnavailable, ConnectionInactive,
-            ConnectionUnknown,
-        };
-        let rows = [
-            (200, None, BrokerUnavailable, Hold::Backoff, Verdict::Outage),
-            (204, None, BrokerUnavailable, Hold::Backoff, Verdict::Outage),
-            (302, None, BrokerUnavailable, Hold::Backoff, Verdict::Outage),
-            (
-                400,
-                Some("invalid_connection_id"),
-                ConnectionUnknown,
-                Hold::Short,
-                Verdict::Unknown,
-            ),
-            (
-                400,
-                Some("connection_not_active"),
-                ConnectionInactive,
-                Hold::Short,
-                Verdict::Gone,
-            ),
-            (
-                401,
-                Some("missing_api_key"),
-                BrokerRejected,
-                Hold::Backoff,
-                Verdict::Outage,
-            ),
-            (401, None, BrokerRejected, Hold::Backoff, Verdict::Outage),
-            (
-                403,
-                Some("invalid_api_key"),
-                BrokerRejected,
-                Hold::Backoff,
-                Verdict::Outage,
-            ),
-            (
-                403,
-                Some("access_denied"),
-                BrokerRejected,
-                Hold::Backoff,
-                Verdict::Outage,
-            ),
-            (
-                403,
-                Some("connection_not_active"),
-                ConnectionInactive,
-                Hold::Short,
-                Verdict::Gone,
-            ),
-            (
-                404,
-                Some("connection_not_found"),
-                ConnectionUnknown,
-                Hold::Short,
-                Verdict::Unknown,
-            ),
-            (
-                404,
-                Some("token_not_found"),
-                ConnectionUnknown,
-                Hold::Short,
-                Verdict::Unknown,
-            ),
-            (404, None, ConnectionUnknown, Hold::Short, Verdict::Unknown),
-            (
-                409,
-                Some("attention_required"),
-                AttentionRequired,
-                Hold::Long,
-                Verdict::Outage,
-            ),
-            (409, None, AttentionRequired, Hold::Long, Verdict::Outage),
-            (
-                409,
-                Some("token_expired"),
-                BrokerUnavailable,
-                Hold::Backoff,
-                Verdict::Outage,
-            ),
-            (
-                410,
-                Some("connection_revoked"),
-                ConnectionInactive,
-                Hold::Short,
-                Verdict::Gone,
-            ),
-            (
-                500,
-                Some("decrypt_failed"),
-                BrokerUnavailable,
-                Hold::Backoff,
-                Verdict::Outage,
-            ),
-            (
-                500,
-                Some("invalid_token_format"),
-                BrokerUnavailable,
-                Hold::Backoff,
-                Verdict::Outage,
-            ),
-            (
-                502,
-                Some("broker_unavailable"),
-                BrokerUnavailable,
-                Hold::Backoff,
-                Verdict::Outage,
-            ),
-            (503, None, BrokerUnavailable, Hold::Backoff, Verdict::Outage),
-            (504, None, BrokerUnavailable, Hold::Backoff, Verdict::Outage),
-            (405, None, BrokerUnavailable, Hold::Backoff, Verdict::Outage),
-        ];
-        for (status, error, code, hold, verdict) in rows {
-            let outcome = answer(status, error, error.is_none());
-            assert_eq!(
-                (outcome.code, outcome.hold, outcome.verdict),
-                (code, hold, verdict),
-                "{status} {error:?}"
-            );
+        for row in ROWS.trim().lines().map(str::trim) {
+            let [status, error, expected] = row.splitn(3, ' ').collect::<Vec<_>>()[..] else {
+                panic!("{row}");
+            };
+            let error = (error != "-").then_some(error);
+            let outcome = answer(status.parse().unwrap(), error, error.is_none());
+            assert_eq!(outcome.summary(), expected, "{row}");
         }
     }
 

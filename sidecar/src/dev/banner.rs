@@ -82,7 +82,11 @@ mod tests {
         };
         let built_in = lines(&built_in(proxy));
         assert_eq!(built_in.len(), 3);
-        assert!(built_in.iter().all(|line| line.contains("http://127.0.0.1:8080/")));
+        assert!(
+            built_in
+                .iter()
+                .all(|line| line.contains("http://127.0.0.1:8080/"))
+        );
         let route = RouteLine {
             provider: "github".into(),
             tenant: Some("t".into()),

@@ -80,16 +80,13 @@ fn provider_name(route: &NexusRoute) -> String {
 }
 
 /// The strategy of a route, or else of its provider.
-fn strategy<'a>(
-    route: &'a NexusRoute,
-    providers: &'a [NexusProvider],
-) -> Option<&'a StrategySpec> {
-    route.spec.common.strategy.as_ref().or_else(|| {
+fn strategy<'a>(route: &'a NexusRoute, providers: &'a [NexusProvider]) -> Option<&'a StrategySpec> {
+    route.spec.strategy.as_ref().or_else(|| {
         let name = provider_name(route);
         let provider = providers
             .iter()
             .find(|provider| provider.metadata.name.as_ref() == Some(&name))?;
-        provider.spec.common.strategy.as_ref()
+        provider.spec.strategy.as_ref()
     })
 }
 
@@ -138,14 +135,11 @@ impl<'a> Binder<'a> {
             self.bound.problems.push(warning);
             return;
         }
-        let upstream = route.spec.common.upstream.as_ref();
+        let upstream = route.spec.upstream.as_ref();
         self.bound.lines.push(RouteLine {
             provider: provider_name(route),
             upstream: upstream.and_then(|it| it.url.clone()).unwrap_or_default(),
-            tenant: match tenants.contains(&None) {
-                true => None,
-                false => tenants.into_iter().flatten().find(|tenant| tenant != "*"),
-            },
+            tenant: example_tenant(tenants),
         });
     }
 
@@ -157,8 +151,7 @@ impl<'a> Binder<'a> {
             return object.warning("spec.connections", message);
         }
         let name = provider_name(route);
-        let message =
-            format!("no credential for provider {name}: add `{name}: {{...}}` to {file}");
+        let message = format!("no credential for provider {name}: add `{name}: {{...}}` to {file}");
         object.warning("spec", message)
     }
 
@@ -207,10 +200,20 @@ fn unused(credential: &Credential, routes: &[NexusRoute]) -> String {
     match &credential.owner {
         Owner::Connection(_) => "no route lists this connection".to_owned(),
         Owner::Provider { provider, .. } => {
-            match routes.iter().any(|it| provider_name(it) == *provider) {
-                true => format!("the route of {provider} lists its own connections: use their ids as keys"),
-                false => format!("no route has the provider {provider}"),
+            if routes.iter().any(|it| provider_name(it) == *provider) {
+                return format!(
+                    "the route of {provider} lists its own connections: use their ids as keys"
+                );
             }
+            format!("no route has the provider {provider}")
         }
     }
+}
+
+/// The tenant to name in an example: none if that works.
+fn example_tenant(tenants: Vec<Option<String>>) -> Option<String> {
+    if tenants.contains(&None) {
+        return None;
+    }
+    tenants.into_iter().flatten().find(|tenant| tenant != "*")
 }

@@ -32,7 +32,10 @@ pub(crate) fn router(vault: Arc<Vault>, key: SecretString) -> Router {
         .layer(middleware::from_fn(move |request: Request, next: Next| {
             authenticate(Arc::clone(&key), request, next)
         }))
-        .route("/health", get(|| async { ok(&json!({"status": "healthy"})) }))
+        .route(
+            "/health",
+            get(|| async { ok(&json!({"status": "healthy"})) }),
+        )
         .fallback(|| async { not_found() })
         .with_state(vault)
 }
@@ -182,7 +185,8 @@ mod tests {
     const ID: &str = "160c6817-f20c-4a5b-9a6f-443f9b22a14f";
 
     async fn exchange(request: &str, key: Option<&str>) -> (u16, String) {
-        let text = format!("credentials: {{{ID}: {{api_key: plain-key-1}}, github: {{access_token: t}}}}");
+        let text =
+            format!("credentials: {{{ID}: {{api_key: plain-key-1}}, github: {{access_token: t}}}}");
         let vault = Vault::new(CredentialSource::BuiltIn(text), |_| None);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -205,11 +209,17 @@ mod tests {
             let request = format!("GET {path}");
             assert_eq!(
                 exchange(&request, None).await,
-                (401, r#"{"error":"missing_api_key","message":"missing api key"}"#.into())
+                (
+                    401,
+                    r#"{"error":"missing_api_key","message":"missing api key"}"#.into()
+                )
             );
             assert_eq!(
                 exchange(&request, Some("nope")).await,
-                (403, r#"{"error":"invalid_api_key","message":"invalid api key"}"#.into())
+                (
+                    403,
+                    r#"{"error":"invalid_api_key","message":"invalid api key"}"#.into()
+                )
             );
         }
         assert_eq!(exchange("GET /health", None).await.0, 200);

@@ -68,7 +68,11 @@ pub(crate) struct Credential {
 
 impl fmt::Debug for Credential {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let fields: Vec<&str> = self.fields.iter().map(|field| field.name.as_str()).collect();
+        let fields: Vec<&str> = self
+            .fields
+            .iter()
+            .map(|field| field.name.as_str())
+            .collect();
         f.debug_struct("Credential")
             .field("key", &self.key)
             .field("fields", &fields)
@@ -114,9 +118,10 @@ impl Credential {
                 ),
             }
         }
-        match problems.is_empty() {
-            true => Ok(values),
-            false => Err(problems),
+        if problems.is_empty() {
+            Ok(values)
+        } else {
+            Err(problems)
         }
     }
 }
@@ -137,9 +142,10 @@ impl Source {
                 (value.trim().to_owned(), path.display().to_string())
             }
         };
-        match value.is_empty() {
-            true => Err(format!("{origin} is empty")),
-            false => Ok(value.into()),
+        if value.is_empty() {
+            Err(format!("{origin} is empty"))
+        } else {
+            Ok(value.into())
         }
     }
 }
@@ -153,13 +159,19 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Credential>, Vec<Prob
     };
     let document = match documents.len() {
         1 => documents.remove(0),
-        0 => return Err(vec![Problem::error(file, "no credentials; write `credentials: {...}`")]),
+        0 => {
+            return Err(vec![Problem::error(
+                file,
+                "no credentials; write `credentials: {...}`",
+            )]);
+        }
         _ => return Err(vec![Problem::error(file, "several documents; write one")]),
     };
     let credentials = parser.document(document);
-    match parser.problems.is_empty() {
-        true => Ok(credentials),
-        false => Err(parser.problems),
+    if parser.problems.is_empty() {
+        Ok(credentials)
+    } else {
+        Err(parser.problems)
     }
 }
 
@@ -427,8 +439,12 @@ mod tests {
     #[test]
     fn the_connection_of_a_key_never_changes() {
         assert_eq!(
-            one("credentials: {github: {a: b}}").connection().to_string(),
-            one("credentials: {github: {x: y}}").connection().to_string()
+            one("credentials: {github: {a: b}}")
+                .connection()
+                .to_string(),
+            one("credentials: {github: {x: y}}")
+                .connection()
+                .to_string()
         );
         assert_ne!(
             one("credentials: {github: {a: b}}").connection(),

@@ -157,7 +157,10 @@ pub(crate) fn deliver(
         return Ok(route.clone());
     }
     if credential.has("api_key") {
-        let config = [("header_name", "X-API-Key"), ("credential_field", "api_key")];
+        let config = [
+            ("header_name", "X-API-Key"),
+            ("credential_field", "api_key"),
+        ];
         return Ok(spec("header", &config));
     }
     if credential.has("username") && credential.has("password") {
@@ -229,7 +232,11 @@ mod tests {
     #[test]
     fn an_access_token_is_delivered_as_the_gateway_does() {
         assert_eq!(
-            payload("credentials: {p: {access_token: t, expires_at: 1970-01-01T01:00:00Z}}", None).unwrap(),
+            payload(
+                "credentials: {p: {access_token: t, expires_at: 1970-01-01T01:00:00Z}}",
+                None
+            )
+            .unwrap(),
             json!({"access_token": "t", "token_type": "Bearer", "strategy": {"type": "oauth2"},
                 "credentials": {"access_token": "t", "token_type": "Bearer", "expires_at": "1970-01-01T01:00:00Z", "expired": false}})
         );
@@ -258,14 +265,16 @@ mod tests {
 
     #[test]
     fn an_aws_key_without_a_service_says_what_to_add() {
-        let Err(VaultError::Broken(problems)) = payload(
-            "credentials:\n  p: {access_key: a, secret_key: b}",
-            None,
-        ) else {
+        let Err(VaultError::Broken(problems)) =
+            payload("credentials:\n  p: {access_key: a, secret_key: b}", None)
+        else {
             panic!("refused");
         };
         let text = problems[0].to_string();
-        assert!(text.contains(":2:3: credentials.p: ") && text.contains("service: s3"), "{text}");
+        assert!(
+            text.contains(":2:3: credentials.p: ") && text.contains("service: s3"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -284,7 +293,10 @@ mod tests {
         let id = only(&vault).connection();
         for value in ["one", "two"] {
             std::fs::write(dir.path().join("key"), value).unwrap();
-            assert_eq!(vault.payload(id, NOW).unwrap()["credentials"]["api_key"], value);
+            assert_eq!(
+                vault.payload(id, NOW).unwrap()["credentials"]["api_key"],
+                value
+            );
         }
     }
 }

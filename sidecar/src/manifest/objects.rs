@@ -11,7 +11,7 @@ use super::yaml::{self, Node, Value};
 const API_VERSION: &str = "nexus.io/v1alpha1";
 
 /// What an object is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Kind {
     Route,
     Provider,
@@ -37,6 +37,15 @@ impl Object {
         Problem::warning(&self.file, message)
             .at(self.node.locate(field))
             .field(field)
+    }
+
+    /// What no two objects share: kind, namespace and name.
+    pub(crate) fn identity(&self) -> (Kind, String, String) {
+        let metadata = |field| {
+            let value = self.node.get("metadata").and_then(|it| it.get_str(field));
+            value.unwrap_or_default().to_owned()
+        };
+        (self.kind, metadata("namespace"), metadata("name"))
     }
 
     /// The object as its type.
@@ -69,9 +78,10 @@ pub(crate) fn read(file: &Path, text: &str) -> Result<Vec<Object>, Vec<Problem>>
     for document in documents {
         collect(file, document, &mut objects, &mut problems);
     }
-    match problems.is_empty() {
-        true => Ok(objects),
-        false => Err(problems),
+    if problems.is_empty() {
+        Ok(objects)
+    } else {
+        Err(problems)
     }
 }
 
@@ -126,7 +136,8 @@ fn no_object(node: &Node, kind: Option<&str>) -> String {
             format!("{kind} is not read here; only NexusRoute, NexusProvider and List are")
         }
         None if node.get("credentials").is_some() => {
-            "this is a credentials file; pass it with --credentials, not among the routes".to_owned()
+            "this is a credentials file; pass it with --credentials, not among the routes"
+                .to_owned()
         }
         None => "not a manifest: `kind: NexusRoute` or `kind: NexusProvider` is missing".to_owned(),
     }
@@ -174,7 +185,8 @@ fn judge_head(file: &Path, node: &Node) -> Vec<Problem> {
 
 /// A DNS subdomain name, as Kubernetes wants it (RFC 1123).
 fn is_object_name(name: &str) -> bool {
-    let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    let allowed =
+        |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
     matches!(name.len(), 1..=253)
         && name.bytes().all(allowed)
         && !name.starts_with(['-', '.'])
@@ -183,9 +195,7 @@ fn is_object_name(name: &str) -> bool {
 
 /// The field and a shorter message, if serde's message is about an unknown field.
 fn unknown_field(message: &str) -> Option<(&str, String)> {
-    let (field, expected) = message
-        .strip_prefix("unknown field `")?
-        .split_once("`, ")?;
+    let (field, expected) = message.strip_prefix("unknown field `")?.split_once("`, ")?;
     let names: Vec<&str> = expected
         .split('`')
         .enumerate()
@@ -233,11 +243,15 @@ mod tests {
     }
 
     fn route(spec: &str) -> String {
-        format!("apiVersion: nexus.io/v1alpha1\nkind: NexusRoute\nmetadata:\n  name: p\nspec:\n{spec}")
+        format!(
+            "apiVersion: nexus.io/v1alpha1\nkind: NexusRoute\nmetadata:\n  name: p\nspec:\n{spec}"
+        )
     }
 
     fn only(text: &str) -> Object {
-        read(Path::new("r.yaml"), text).unwrap_or_default().remove(0)
+        read(Path::new("r.yaml"), text)
+            .unwrap_or_default()
+            .remove(0)
     }
 
     fn refused(text: &str) -> String {
@@ -257,7 +271,10 @@ mod tests {
             .typed()
             .unwrap();
         let upstream = typed.spec.upstream.unwrap();
-        assert_eq!((upstream.url.as_str(), upstream.allow_insecure), ("x", Some(true)));
+        assert_eq!(
+            (upstream.url.as_str(), upstream.allow_insecure),
+            ("x", Some(true))
+        );
     }
 
     #[test]
@@ -283,9 +300,15 @@ mod tests {
     #[test]
     fn a_wrong_type_is_shown_at_its_line() {
         let text = wrong("  upstream:\n    url: [x]\n");
-        assert!(text.starts_with("r.yaml:7:5: spec.upstream.url: invalid type"), "{text}");
+        assert!(
+            text.starts_with("r.yaml:7:5: spec.upstream.url: invalid type"),
+            "{text}"
+        );
         let text = wrong("  upstream:\n    allowInsecure: true\n");
-        assert!(text.starts_with("r.yaml:6:3: spec.upstream: missing field `url`"), "{text}");
+        assert!(
+            text.starts_with("r.yaml:6:3: spec.upstream: missing field `url`"),
+            "{text}"
+        );
     }
 
     #[test]
@@ -310,7 +333,9 @@ mod tests {
     #[test]
     fn lists_and_several_documents_are_read_in_order() {
         let item = |kind: &str| {
-            format!("{{apiVersion: nexus.io/v1alpha1, kind: {kind}, metadata: {{name: p}}, spec: {{}}}}")
+            format!(
+                "{{apiVersion: nexus.io/v1alpha1, kind: {kind}, metadata: {{name: p}}, spec: {{}}}}"
+            )
         };
         let text = format!(
             "---\nkind: List\napiVersion: v1\nitems:\n- {}\n- {}\n---\n\n---\n{}\n",

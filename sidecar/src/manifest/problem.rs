@@ -98,7 +98,10 @@ mod tests {
     #[test]
     fn a_problem_reads_like_a_compiler_message() {
         let problem = Problem::error(Path::new("routes.yaml"), "must be https")
-            .at(Position { line: 7, column: 10 })
+            .at(Position {
+                line: 7,
+                column: 10,
+            })
             .field("spec.upstream.url");
         assert_eq!(
             problem.to_string(),

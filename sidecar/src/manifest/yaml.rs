@@ -89,7 +89,9 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Node>, Problem> {
 }
 
 fn position(location: Location) -> Option<Position> {
-    let line = u32::try_from(location.line()).ok().filter(|line| *line > 0)?;
+    let line = u32::try_from(location.line())
+        .ok()
+        .filter(|line| *line > 0)?;
     let column = u32::try_from(location.column()).unwrap_or(1);
     Some(Position { line, column })
 }
@@ -317,7 +319,8 @@ mod tests {
 
     #[test]
     fn json_is_read_too_also_with_tabs() {
-        let node = document("{\n\t\"spec\": {\n\t\t\"n\": [1, -2, 2.5, true, null, \"s\"]\n\t}\n}\n");
+        let node =
+            document("{\n\t\"spec\": {\n\t\t\"n\": [1, -2, 2.5, true, null, \"s\"]\n\t}\n}\n");
         assert_eq!(place(&node, "spec.n[1]").0, 3);
         assert_eq!(
             node.to_json(),
@@ -359,19 +362,18 @@ mod tests {
     #[test]
     fn depth_is_limited() {
         refused(&format!("{}{}", "[".repeat(100), "]".repeat(100)));
-        let deep: String = (0..100).map(|n| format!("{}a:\n", " ".repeat(n))).collect();
-        refused(&deep);
+        let deep: Vec<String> = (0..100).map(|n| format!("{}a:", " ".repeat(n))).collect();
+        refused(&deep.join("\n"));
     }
 
     #[test]
     fn an_alias_bomb_is_refused() {
-        let mut bomb = String::from("a0: &a0 [x,x,x,x,x,x,x,x,x]\n");
-        for n in 1..10 {
-            let alias = format!("*a{}", n - 1);
-            let all = vec![alias.as_str(); 9].join(",");
-            bomb.push_str(&format!("a{n}: &a{n} [{all}]\n"));
-        }
-        refused(&bomb);
+        let level = |n: usize| {
+            let item = n.checked_sub(1).map_or("x".into(), |n| format!("*a{n}"));
+            format!("a{n}: &a{n} [{}]", vec![item; 9].join(","))
+        };
+        let bomb: Vec<String> = (0..10).map(level).collect();
+        refused(&bomb.join("\n"));
     }
 
     #[test]

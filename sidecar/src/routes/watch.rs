@@ -163,9 +163,15 @@ struct DirectoryWatcher {
 
 impl DirectoryWatcher {
     fn new(paths: &[PathBuf], notices: mpsc::Sender<()>) -> Self {
-        let names: Vec<_> = paths.iter().map(|it| it.file_name().map(OsStr::to_owned)).collect();
+        let names: Vec<_> = paths
+            .iter()
+            .map(|it| it.file_name().map(OsStr::to_owned))
+            .collect();
         let handler = move |event: notify::Result<notify::Event>| {
-            if event.as_ref().map_or(true, |it| matters(it) && concerns(it, &names)) {
+            if event
+                .as_ref()
+                .map_or(true, |it| matters(it) && concerns(it, &names))
+            {
                 // A full channel already holds the notice.
                 let _ = notices.try_send(());
             }
@@ -207,8 +213,7 @@ impl DirectoryWatcher {
 /// False for notices that our own reading causes.
 fn matters(event: &notify::Event) -> bool {
     match event.kind {
-        EventKind::Access(AccessKind::Close(AccessMode::Write)) => true,
-        EventKind::Access(_) => false,
+        EventKind::Access(kind) => kind == AccessKind::Close(AccessMode::Write),
         EventKind::Any
         | EventKind::Create(_)
         | EventKind::Modify(_)
@@ -244,7 +249,7 @@ mod tests {
     /// Notices only: the poll is too slow to help.
     const NOTICES: Timing = Timing {
         debounce: Duration::from_millis(50),
-        poll: Duration::from_secs(3600),
+        poll: Duration::from_hours(1),
     };
 
     async fn changes(watch: &mut RouteWatch) {

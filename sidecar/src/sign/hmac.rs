@@ -16,7 +16,7 @@ use crate::credential::{Application, PayloadError, Prepared};
 /// A key that is ready to use.
 pub struct Signer {
     header_name: HeaderName,
-    key: hmac::Key,
+    key: Box<hmac::Key>,
     encoding: HmacEncoding,
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn prepare(
     Ok(Prepared {
         application: Application::Hmac(Signer {
             header_name: header_name.clone(),
-            key: hmac::Key::new(algorithm, value.as_bytes()),
+            key: Box::new(hmac::Key::new(algorithm, value.as_bytes())),
             encoding,
         }),
         secrets: vec![secret(value)],

@@ -122,12 +122,8 @@ fn local_nat64(ip: IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    fn verdict(ip: &str, allow_private: bool) -> Result<(), AddressError> {
-        judge(
-            SocketAddr::new(ip.parse().unwrap(), 443),
-            allow_private,
-            &[],
-        )
+    fn at_443(ip: &str) -> SocketAddr {
+        SocketAddr::new(ip.parse().unwrap(), 443)
     }
 
     #[test]
@@ -148,7 +144,7 @@ mod tests {
             "64:ff9b::1.1.1.1",
             "2002:101:101::1",
         ] {
-            assert_eq!(verdict(ip, false), Ok(()), "{ip}");
+            assert_eq!(judge(at_443(ip), false, &[]), Ok(()), "{ip}");
         }
     }
 
@@ -188,8 +184,12 @@ mod tests {
             "2002:a00:1::1",
             "2002:c0a8:101::1",
         ] {
-            assert_eq!(verdict(ip, false), Err(AddressError::Private), "{ip}");
-            assert_eq!(verdict(ip, true), Ok(()), "{ip}");
+            assert_eq!(
+                judge(at_443(ip), false, &[]),
+                Err(AddressError::Private),
+                "{ip}"
+            );
+            assert_eq!(judge(at_443(ip), true, &[]), Ok(()), "{ip}");
         }
     }
 
@@ -213,7 +213,11 @@ mod tests {
             "2002:a9fe:a9fe::1",
             "2002:a83f:8110::",
         ] {
-            assert_eq!(verdict(ip, true), Err(AddressError::Metadata), "{ip}");
+            assert_eq!(
+                judge(at_443(ip), true, &[]),
+                Err(AddressError::Metadata),
+                "{ip}"
+            );
         }
     }
 
@@ -228,7 +232,11 @@ mod tests {
             "64:ff9b::255.255.255.255",
             "2002:e000:1::1",
         ] {
-            assert_eq!(verdict(ip, true), Err(AddressError::NotUnicast), "{ip}");
+            assert_eq!(
+                judge(at_443(ip), true, &[]),
+                Err(AddressError::NotUnicast),
+                "{ip}"
+            );
         }
     }
 

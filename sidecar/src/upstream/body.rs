@@ -59,9 +59,9 @@ impl Body for UpstreamBody {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let frame = ready!(Pin::new(&mut self.incoming).poll_frame(cx));
         match &frame {
-            Some(Ok(_)) if !self.incoming.is_end_stream() => {}
-            Some(Ok(_)) | None => self.ended(),
+            Some(Ok(_)) => {}
             Some(Err(_)) => self.lease = None,
+            None => self.ended(),
         }
         Poll::Ready(frame)
     }
@@ -77,7 +77,7 @@ impl Body for UpstreamBody {
 
 impl Drop for UpstreamBody {
     fn drop(&mut self) {
-        // A server does not poll a body that is known to be empty.
+        // Who knows that nothing is left does not poll again, and need not poll an empty body at all.
         if self.incoming.is_end_stream() {
             self.ended();
         }

@@ -20,7 +20,7 @@ const KEEPALIVE_AFTER: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 /// How long sent data may stay unacknowledged (RFC 5482).
 #[cfg(target_os = "linux")]
-const USER_TIMEOUT: Duration = Duration::from_secs(60);
+const USER_TIMEOUT: Duration = Duration::from_mins(1);
 
 /// Connects to `host`, a name or an address literal. Addresses that must not be connected to are skipped; if none is
 /// left, the first one's reason is the error. The caller bounds the time.
@@ -30,7 +30,7 @@ pub(super) async fn dial(
     allow_private: bool,
     settings: &Settings,
 ) -> Result<TcpStream, ConnectError> {
-    if settings.is_control_plane(host, port) {
+    if settings.forbids(host, port) {
         return Err(ConnectError::Refused(AddressError::ControlPlane));
     }
     let mut allowed = Vec::new();
@@ -81,7 +81,7 @@ async fn judge_here(
     // A public address says nothing about who is behind it: a content network answers for the control plane and for
     // upstreams on the same one. There the name, checked before, decides.
     if is_private(addr.ip().to_canonical()) {
-        for (host, _) in settings.control_plane_at(addr.port()) {
+        for (host, _) in settings.forbidden_at(addr.port()) {
             let theirs = resolve(host, addr.port()).await?;
             if theirs
                 .iter()
@@ -164,4 +164,106 @@ async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
     #[cfg(target_os = "linux")]
     options.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     socket.connect(addr).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Instant;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    fn addrs(list: &[&str]) -> Vec<SocketAddr> {
+        list.iter().map(|addr| addr.parse().unwrap()).collect()
+    }
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        (listener, addr)
+    }
+
+    /// A port at which connections are refused at once.
+    async fn refusing() -> SocketAddr {
+        listener().await.1
+    }
+
+    #[test]
+    fn families_take_turns_and_ipv6_is_first() {
+        let ordered = interleave(addrs(&["1.1.1.1:1", "1.1.1.2:1", "[::5]:1", "1.1.1.3:1"]));
+        let expected = addrs(&["[::5]:1", "1.1.1.1:1", "1.1.1.2:1", "1.1.1.3:1"]);
+        assert_eq!(ordered, expected);
+    }
+
+    #[tokio::test]
+    async fn a_failed_attempt_starts_the_next_without_waiting() {
+        let (_listener, good) = listener().await;
+        let started = Instant::now();
+        let raced = race(vec![refusing().await, refusing().await, good])
+            .await
+            .unwrap();
+        assert_eq!(raced.peer_addr().unwrap(), good);
+        assert!(started.elapsed() < STAGGER);
+    }
+
+    #[tokio::test]
+    async fn an_attempt_that_hangs_gets_company_after_the_stagger() {
+        let (_listener, good) = listener().await;
+        // Discards what it is sent; where there is no route at all the attempt fails, which is as well.
+        let hanging = "192.0.2.1:9".parse().unwrap();
+        let started = Instant::now();
+        let raced = race(vec![hanging, good]).await.unwrap();
+        assert_eq!(raced.peer_addr().unwrap(), good);
+        assert!(started.elapsed() < STAGGER * 3);
+    }
+
+    #[tokio::test]
+    async fn the_last_failure_is_told_when_all_fail() {
+        let failed = race(vec![refusing().await, refusing().await])
+            .await
+            .unwrap_err();
+        assert_eq!(failed.kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[tokio::test]
+    async fn sockets_notice_dead_peers_and_do_not_delay_small_writes() {
+        let (_listener, addr) = listener().await;
+        let stream = connect(addr).await.unwrap();
+        assert!(stream.nodelay().unwrap());
+        let options = SockRef::from(&stream);
+        assert!(options.keepalive().unwrap());
+        assert_eq!(options.tcp_keepalive_time().unwrap(), KEEPALIVE_AFTER);
+        #[cfg(target_os = "linux")]
+        assert_eq!(options.tcp_user_timeout().unwrap(), Some(USER_TIMEOUT));
+    }
+
+    #[tokio::test]
+    async fn a_listener_on_every_address_is_refused_on_the_hosts_own() {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        if socket.connect("192.0.2.1:9").is_err() {
+            return; // a host without a network has no other address
+        }
+        let host = socket.local_addr().unwrap().ip();
+        for own in ["0.0.0.0:9901", "[::]:9901"] {
+            let settings = Settings {
+                own_listeners: addrs(&[own]),
+                ..Settings::default()
+            };
+            let judged = |port| judge_here(SocketAddr::new(host, port), true, &settings);
+            let refused = judged(9901).await.unwrap_err();
+            assert!(matches!(
+                refused,
+                ConnectError::Refused(AddressError::OwnListener)
+            ));
+            judged(9902).await.unwrap();
+        }
+    }
+
+    #[test]
+    fn addresses_of_this_host_are_told_from_others() {
+        assert!(is_local("127.0.0.1:9".parse().unwrap()));
+        assert!(!is_local("192.0.2.1:9".parse().unwrap()));
+    }
 }

@@ -80,6 +80,7 @@ impl SendError {
     pub fn code(&self) -> Code {
         match self {
             Self::Connect(error) => match **error {
+                ConnectError::Refused(AddressError::OwnListener) => Code::LoopDetected,
                 ConnectError::Refused(_) => Code::UpstreamRefusedAddress,
                 ConnectError::Timeout(_) => Code::UpstreamTimeout,
                 ConnectError::Resolve(_)

@@ -154,11 +154,6 @@ impl<B: RequestBody> Idle<B> {
         });
     }
 
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.lock().len()
-    }
-
     fn lock(&self) -> MutexGuard<'_, VecDeque<(Box<Connection<B>>, u8)>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -21,7 +21,7 @@ use super::{RequestBody, Upstreams, h1, h2};
 /// New connections that may end before they carried a request until it is given up.
 const MAX_CLOSED_AT_ONCE: u8 = 3;
 /// Longest time to connect, in place of absurd ones that overflow.
-const MAX_CONNECT_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_CONNECT_TIMEOUT: Duration = Duration::from_hours(24);
 
 /// The connections to one upstream.
 pub struct Pool<B: RequestBody> {

@@ -4,7 +4,7 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
@@ -59,9 +59,11 @@ pub(super) enum Alpn {
 #[derive(Debug)]
 pub(super) struct Configs {
     provider: Arc<CryptoProvider>,
-    /// By CA bundle; `None` is the public roots, built when the first connection needs them.
-    built: Mutex<HashMap<(Option<Arc<str>>, Alpn), Arc<ClientConfig>>>,
+    built: Mutex<Built>,
 }
+
+/// By CA bundle and offer. No bundle is the public roots, built when the first connection needs them.
+type Built = HashMap<(Option<Arc<str>>, Alpn), Arc<ClientConfig>>;
 
 /// How one upstream is spoken to over TLS.
 #[derive(Debug)]
@@ -153,9 +155,7 @@ impl Configs {
         Ok(config)
     }
 
-    fn lock(
-        &self,
-    ) -> std::sync::MutexGuard<'_, HashMap<(Option<Arc<str>>, Alpn), Arc<ClientConfig>>> {
+    fn lock(&self) -> MutexGuard<'_, Built> {
         self.built.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -20,7 +20,7 @@ pub(super) type Settled = Option<Result<Arc<Credential>, ProxyError>>;
 /// fetch takes.
 const READING: Duration = Duration::from_secs(15);
 /// An outage is asked about again at least this often.
-const LONGEST_HOLD: Duration = Duration::from_secs(60);
+const LONGEST_HOLD: Duration = Duration::from_mins(1);
 
 #[derive(Debug, Default)]
 pub(super) struct Slot {
@@ -141,7 +141,7 @@ impl Slot {
                 "the credential has expired and the control plane has not renewed it; refresh the connection or authorize it again",
             )
             .internal("the payload is expired");
-            return Err(remember(state, error, settings.negative));
+            return Err(remember(state, &error, settings.negative));
         }
         state.failures = 0;
         state.refused = None;
@@ -188,7 +188,7 @@ impl Slot {
             Hold::AtLeast(wait) => wait.clamp(Duration::from_secs(1), LONGEST_HOLD),
         };
         self.set_fresh_until(now + pause);
-        remember(state, error, pause)
+        remember(state, &error, pause)
     }
 
     /// When the control plane last stood by the credential: at the last good read, or while it was valid.
@@ -212,12 +212,12 @@ impl Slot {
     }
 }
 
-fn remember(state: &mut State, error: ProxyError, pause: Duration) -> ProxyError {
+fn remember(state: &mut State, error: &ProxyError, pause: Duration) -> ProxyError {
     state.refused = Some(Refused {
         error: error.clone(),
         until: Instant::now() + pause,
     });
-    held(&error, pause)
+    held(error, pause)
 }
 
 /// The error with the time that is left before another try makes sense.
