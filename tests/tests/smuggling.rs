@@ -57,8 +57,8 @@ impl Scenery {
     async fn send(&self, name: &str, bytes: &str) -> (Option<Message>, Vec<Message>) {
         let before = self.upstream.requests().len();
         let mut agent = RawAgent::connect(self.sidecar.proxy_addr()).await;
+        // Without closing the sending half: an agent that does is gone, and nothing more is done for it.
         agent.send(bytes).await;
-        agent.finish().await;
         let answer = match agent.receive().await {
             Outcome::Response(answer) => Some(answer),
             Outcome::Closed => None,
@@ -113,6 +113,7 @@ fn post(headers: &str, rest: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn contradicting_framings_are_refused_or_read_once() {
     let scenery = scenery().await;
     let rider_after_chunks = format!("0\r\n\r\n{}", RIDER.replace("p\r\n\r\n", "nobody\r\n\r\n"));
@@ -331,6 +332,7 @@ async fn well_formed_chunks_arrive_whole_without_their_extensions() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[expect(clippy::too_many_lines, reason = "a table")]
 async fn malformed_heads_are_refused_or_read_once() {
     let scenery = scenery().await;
     let get = "GET /shape HTTP/1.1";
@@ -441,7 +443,6 @@ async fn malformed_heads_are_refused_or_read_once() {
             "\x16\x03\x01\x02\x00\x01\x00\x01\u{7f}\x03\x03\r\n\r\n".to_owned(),
             Refused,
         ),
-        ("nothing", "\r\n\r\n\r\n".to_owned(), Refused),
     ] {
         scenery.judge(name, &bytes, expect).await;
     }
