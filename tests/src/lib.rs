@@ -15,6 +15,7 @@
 
 pub mod agent;
 pub mod broker;
+pub mod canary;
 pub mod clients;
 pub mod raw;
 pub mod route;

@@ -262,6 +262,11 @@ impl Sidecar {
         self.proxy
     }
 
+    /// Address of the admin endpoints.
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin
+    }
+
     /// What an agent finds in `NEXUS_SIDECAR_URL`.
     pub fn url(&self) -> String {
         format!("http://{}", self.proxy)
