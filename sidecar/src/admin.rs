@@ -31,11 +31,19 @@ pub fn router(admin: Admin) -> Router {
 }
 
 async fn metrics(State(admin): State<Admin>) -> Response {
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], admin.metrics.encode()).into_response()
+    (
+        [(CONTENT_TYPE, metrics::CONTENT_TYPE)],
+        admin.metrics.encode(),
+    )
+        .into_response()
 }
 
 async fn readyz(State(admin): State<Admin>) -> Response {
     let state = admin.readiness.state();
-    let status = if state.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+    let status = if state.ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
     (status, axum::Json(state)).into_response()
 }

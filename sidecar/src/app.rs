@@ -77,10 +77,19 @@ pub struct Bound {
 
 /// Binds the ports, reads the routes and prepares everything that can fail.
 pub async fn build(config: Config) -> anyhow::Result<Bound> {
-    let Config { serve, routes, control, cache, tenants } = config;
+    let Config {
+        serve,
+        routes,
+        control,
+        cache,
+        tenants,
+    } = config;
     let listeners = bind_proxy(&serve.listen)?;
     let admin_listener = bind_admin(serve.admin)?;
-    let proxy_addresses = listeners.iter().map(TcpListener::local_addr).collect::<Result<Vec<_>, _>>()?;
+    let proxy_addresses = listeners
+        .iter()
+        .map(TcpListener::local_addr)
+        .collect::<Result<Vec<_>, _>>()?;
     let admin_address = admin_listener.local_addr()?;
 
     let metrics = Arc::new(Metrics::new());
@@ -89,13 +98,16 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     own_listeners.push(admin_address);
     let upstreams = Upstreams::new(UpstreamSettings {
         own_listeners,
-        control_plane: control.address().into_iter().collect(),
+        forbidden: control.address().into_iter().collect(),
         ..UpstreamSettings::default()
     });
     let credentials = CredentialCache::new(Arc::new(control), cache);
     let shared: SharedRoutes = Arc::new(ArcSwapOption::empty());
-    let recorder =
-        Arc::new(Recorder::new(serve.access_log, AccessWriter::stdout()?, Arc::clone(&metrics)));
+    let recorder = Arc::new(Recorder::new(
+        serve.access_log,
+        AccessWriter::stdout()?,
+        Arc::clone(&metrics),
+    ));
     let mut reloader = Reloader {
         source: routes,
         watch: None,
@@ -146,8 +158,17 @@ impl Bound {
     ///
     /// Prints `listening proxy=ADDR admin=ADDR` and then `banner` on standard output once it accepts.
     pub async fn run(self, banner: &str) -> anyhow::Result<()> {
-        let Self { server, listeners, admin_listener, admin, recorder, reloader, drain_timeout, proxy_addresses, admin_address } =
-            self;
+        let Self {
+            server,
+            listeners,
+            admin_listener,
+            admin,
+            recorder,
+            reloader,
+            drain_timeout,
+            proxy_addresses,
+            admin_address,
+        } = self;
         let (trigger, watcher) = drain::pair();
         let mut background = JoinSet::new();
         background.spawn(Arc::clone(&server.connections).watch());
@@ -178,7 +199,10 @@ impl Bound {
         }
         tracing::info!(timeout = ?drain_timeout, "shutting down: no new connections, requests in flight finish");
         trigger.start();
-        if tokio::time::timeout(drain_timeout, trigger.finished()).await.is_err() {
+        if tokio::time::timeout(drain_timeout, trigger.finished())
+            .await
+            .is_err()
+        {
             tracing::warn!("requests were still in flight at the end of --drain-timeout");
         }
         recorder.flush();
@@ -189,9 +213,15 @@ impl Bound {
 /// Values that are kept elsewhere and read when the metrics are.
 fn observe(metrics: &Metrics, recorder: &Arc<Recorder>, credentials: &Arc<CredentialCache>) {
     let cache = Arc::clone(credentials);
-    metrics.read_from(Reading::CredentialCacheEntries, move || cache.entries() as u64);
+    metrics.read_from(Reading::CredentialCacheEntries, move || {
+        cache.entries() as u64
+    });
     let log = Arc::downgrade(recorder);
-    let losses = move || log.upgrade().map(|recorder| recorder.losses()).unwrap_or_default();
+    let losses = move || {
+        log.upgrade()
+            .map(|recorder| recorder.losses())
+            .unwrap_or_default()
+    };
     let (dropped, failed) = (losses.clone(), losses.clone());
     metrics.read_from(Reading::AccessLinesDropped, move || dropped().dropped);
     metrics.read_from(Reading::AccessWritesFailed, move || failed().failed_writes);
@@ -229,7 +259,11 @@ fn bind_admin(admin: Option<SocketAddr>) -> anyhow::Result<TcpListener> {
 
 fn bind(address: SocketAddr) -> anyhow::Result<TcpListener> {
     let listen = || {
-        let socket = if address.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
+        let socket = if address.is_ipv4() {
+            TcpSocket::new_v4()?
+        } else {
+            TcpSocket::new_v6()?
+        };
         socket.set_reuseaddr(true)?;
         socket.bind(address)?;
         socket.listen(4096)

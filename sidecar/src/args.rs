@@ -12,7 +12,12 @@ use url::Url;
 /// An agent sends plain HTTP to the sidecar and names a provider and a tenant; the sidecar fetches a
 /// short-lived credential from Nexus, authenticates the request, forwards it and streams the answer back.
 #[derive(Debug, Parser)]
-#[command(name = "nexus-sidecar", version, propagate_version = true, max_term_width = 100)]
+#[command(
+    name = "nexus-sidecar",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -51,7 +56,12 @@ pub struct RunArgs {
     pub control: ControlArgs,
 
     /// Tenants that requests may name [default: those that the routes name]
-    #[arg(long, env = "NEXUS_TENANTS", value_name = "TENANT", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "NEXUS_TENANTS",
+        value_name = "TENANT",
+        value_delimiter = ','
+    )]
     pub tenants: Option<Vec<String>>,
 
     #[command(flatten)]
@@ -62,15 +72,30 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ControlArgs {
     /// Nexus gateway to fetch credentials from, e.g. https://nexus-gateway.example.com
-    #[arg(long, env = "NEXUS_GATEWAY_URL", value_name = "URL", required_unless_present = "broker_url")]
+    #[arg(
+        long,
+        env = "NEXUS_GATEWAY_URL",
+        value_name = "URL",
+        required_unless_present = "broker_url"
+    )]
     pub gateway_url: Option<Url>,
 
     /// Nexus broker to fetch credentials from instead of a gateway
-    #[arg(long, env = "NEXUS_BROKER_URL", value_name = "URL", conflicts_with = "gateway_url")]
+    #[arg(
+        long,
+        env = "NEXUS_BROKER_URL",
+        value_name = "URL",
+        conflicts_with = "gateway_url"
+    )]
     pub broker_url: Option<Url>,
 
     /// File with the API key for the control plane, sent as X-API-Key; read again when it changes
-    #[arg(long, env = "NEXUS_API_KEY_FILE", value_name = "FILE", conflicts_with = "token_file")]
+    #[arg(
+        long,
+        env = "NEXUS_API_KEY_FILE",
+        value_name = "FILE",
+        conflicts_with = "token_file"
+    )]
     pub api_key_file: Option<PathBuf>,
 
     /// File with a bearer token for the control plane, e.g. a projected service account token
@@ -78,11 +103,21 @@ pub struct ControlArgs {
     pub token_file: Option<PathBuf>,
 
     /// PEM file with the client certificate chain for the control plane
-    #[arg(long, env = "NEXUS_CLIENT_CERT", value_name = "FILE", requires = "client_key")]
+    #[arg(
+        long,
+        env = "NEXUS_CLIENT_CERT",
+        value_name = "FILE",
+        requires = "client_key"
+    )]
     pub client_cert: Option<PathBuf>,
 
     /// PEM file with the private key of --client-cert
-    #[arg(long, env = "NEXUS_CLIENT_KEY", value_name = "FILE", requires = "client_cert")]
+    #[arg(
+        long,
+        env = "NEXUS_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "client_cert"
+    )]
     pub client_key: Option<PathBuf>,
 
     /// PEM file with the CA of the control plane; replaces the system's roots
@@ -125,15 +160,30 @@ pub struct ServeArgs {
     pub admin: Option<SocketAddr>,
 
     /// Further Host names under which agents may address the sidecar, beside localhost
-    #[arg(long, env = "NEXUS_ALLOWED_HOST", value_name = "HOST", value_delimiter = ',')]
+    #[arg(
+        long,
+        env = "NEXUS_ALLOWED_HOST",
+        value_name = "HOST",
+        value_delimiter = ','
+    )]
     pub allowed_host: Vec<String>,
 
     /// Which requests get a line on standard output
-    #[arg(long, env = "NEXUS_ACCESS_LOG", value_name = "WHICH", default_value = "all")]
+    #[arg(
+        long,
+        env = "NEXUS_ACCESS_LOG",
+        value_name = "WHICH",
+        default_value = "all"
+    )]
     pub access_log: AccessLog,
 
     /// Log level, or a list such as `info,nexus_sidecar=debug`; logs go to standard error as JSON
-    #[arg(long, env = "NEXUS_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
+    #[arg(
+        long,
+        env = "NEXUS_LOG_LEVEL",
+        value_name = "LEVEL",
+        default_value = "info"
+    )]
     pub log_level: String,
 
     /// Worker threads; 1 is a single-threaded runtime
@@ -157,7 +207,12 @@ pub struct CheckArgs {
 #[derive(Clone, Debug, Args)]
 pub struct ProbeArgs {
     /// Admin address of the sidecar to ask
-    #[arg(long, env = "NEXUS_ADMIN", value_name = "ADDR", default_value = "127.0.0.1:9901")]
+    #[arg(
+        long,
+        env = "NEXUS_ADMIN",
+        value_name = "ADDR",
+        default_value = "127.0.0.1:9901"
+    )]
     pub admin: SocketAddr,
 }
 
@@ -173,8 +228,9 @@ pub enum AccessLog {
 }
 
 fn duration(text: &str) -> Result<Duration, String> {
-    let span: jiff::SignedDuration =
-        text.parse().map_err(|_| format!("{text:?} is not a duration; write it like 30s, 5m or 1h30m"))?;
+    let span: jiff::SignedDuration = text
+        .parse()
+        .map_err(|_| format!("{text:?} is not a duration; write it like 30s, 5m or 1h30m"))?;
     Duration::try_from(span).map_err(|_| format!("{text:?} is negative"))
 }
 
@@ -193,7 +249,11 @@ mod tests {
                     continue;
                 }
                 let expected = format!("NEXUS_{}", long.replace('-', "_").to_uppercase());
-                assert_eq!(argument.get_env().and_then(|e| e.to_str()), Some(expected.as_str()), "--{long}");
+                assert_eq!(
+                    argument.get_env().and_then(|e| e.to_str()),
+                    Some(expected.as_str()),
+                    "--{long}"
+                );
             }
         }
         Cli::command().debug_assert();

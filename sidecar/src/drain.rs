@@ -8,7 +8,13 @@ use tokio::sync::{mpsc, watch};
 pub fn pair() -> (Trigger, Watcher) {
     let (signal, receiver) = watch::channel(false);
     let (alive, last) = mpsc::channel(1);
-    (Trigger { signal, last }, Watcher { receiver, _alive: alive })
+    (
+        Trigger { signal, last },
+        Watcher {
+            receiver,
+            _alive: alive,
+        },
+    )
 }
 
 /// Starts the shutdown.

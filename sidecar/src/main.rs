@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use nexus_sidecar::args::{Cli, Command};
-use nexus_sidecar::{check, dev, probe, run};
+use nexus_sidecar::{check, probe, run};
 
 /// Wrong usage or configuration, as clap has it.
 const USAGE: u8 = 2;
@@ -13,10 +13,11 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
         Command::Run(args) => run::run(args),
-        Command::Dev(args) => dev::run(args),
-        Command::Check(args) => {
-            return ExitCode::from(check::run(&args.paths, &mut io::stdout().lock()));
-        }
+        Command::Dev(args) => run::dev(args),
+        Command::Check(args) => match check::run(&args.paths, &mut io::stdout().lock()) {
+            Ok(code) => return ExitCode::from(code),
+            Err(error) => Err(error.into()),
+        },
         Command::Probe(args) => {
             return report(probe::run(args.admin), 1);
         }

@@ -15,8 +15,9 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use nexus_crds::compile::{Grants, compile};
-use nexus_crds::matcher::Matcher;
+use nexus_crds::compile::compile;
+use nexus_crds::grants::Grants;
+use nexus_crds::matcher::{LoadError, Matcher};
 use nexus_crds::provider::NexusProvider;
 use nexus_crds::route::NexusRoute;
 use nexus_crds::status::{self, Verdict};
@@ -278,7 +279,7 @@ fn json_position(error: &serde_json::Error) -> Option<Position> {
 
 /// Judges that a table can be served, and counts its routes.
 pub(crate) fn verify(path: &Path, table: &RouteTable) -> Result<usize, Problem> {
-    Matcher::load(table, |_| ())
+    Matcher::load(table, |_| Ok::<_, LoadError>(()))
         .map(|matcher| matcher.routes().len())
         .map_err(|error| Problem::error(path, error.to_string()))
 }

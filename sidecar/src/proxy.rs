@@ -18,7 +18,7 @@ use bytes::{Bytes, BytesMut};
 use http::header::{EXPECT, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use nexus_crds::access::AccessRequest;
@@ -66,7 +66,11 @@ pub struct Proxy {
 
 impl Proxy {
     /// Answers one request. Never fails: what goes wrong is an answer too.
-    pub async fn handle(&self, request: Request<Incoming>, in_flight: InFlight) -> Response<AgentBody> {
+    pub async fn handle(
+        &self,
+        request: Request<Incoming>,
+        in_flight: InFlight,
+    ) -> Response<AgentBody> {
         let (parts, body) = request.into_parts();
         let mut record = self.recorder.begin(&parts, in_flight);
         let grpc = is_grpc(&parts.headers);
@@ -75,25 +79,48 @@ impl Proxy {
             Err(error) => {
                 record.failed(&error);
                 let response = error.response(record.request_id(), grpc);
-                response.map(|body| AgentBody::Full(Some(body).filter(|body| !body.is_empty()), record))
+                response
+                    .map(|body| AgentBody::Full(Some(body).filter(|body| !body.is_empty()), record))
             }
         }
     }
 
-    async fn exchange(&self, mut parts: Parts, body: Incoming, record: &mut Record) -> Result<Answer, ProxyError> {
+    async fn exchange(
+        &self,
+        mut parts: Parts,
+        body: Incoming,
+        record: &mut Record,
+    ) -> Result<Answer, ProxyError> {
         let target = self.resolve(&parts)?;
         record.resolved(&target);
         let route = Arc::clone(&target.route);
-        let deadline = route.compiled.timeouts.request.map(|limit| Instant::now() + limit);
+        let deadline = route
+            .compiled
+            .timeouts
+            .request
+            .map(|limit| Instant::now() + limit);
 
         self.authorise(&parts, &target)?;
         let credential = self.credential(&target).await?;
         let outgoing = prepare(&mut parts, &target, &credential)?;
-        let signed = self.sign(&mut parts, outgoing, body, &route, &credential).await?;
-        let sent = parts.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let signed = self
+            .sign(&mut parts, outgoing, body, &route, &credential)
+            .await?;
+        let sent = parts
+            .uri
+            .path_and_query()
+            .cloned()
+            .unwrap_or_else(|| PathAndQuery::from_static("/"));
         let response = forward(&route, parts, signed, deadline).await?;
 
-        Ok(Answer { response, route, credential, addressing: target.addressing, sent, deadline })
+        Ok(Answer {
+            response,
+            route,
+            credential,
+            addressing: target.addressing,
+            sent,
+            deadline,
+        })
     }
 
     /// Step 1.
@@ -101,7 +128,8 @@ impl Proxy {
         self.guard.check(parts)?;
         let routes = self.routes.load();
         let Some(routes) = routes.as_ref() else {
-            return Err(ProxyError::new(Code::NotReady, "no routes were loaded yet").retry_after(Duration::from_secs(1)));
+            return Err(ProxyError::new(Code::NotReady, "no routes were loaded yet")
+                .retry_after(Duration::from_secs(1)));
         };
         resolve::resolve(parts, routes, &self.tenants)
     }
@@ -121,18 +149,30 @@ impl Proxy {
             };
             if !access.allows(&request) {
                 if !access.warn_only {
-                    return Err(ProxyError::new(Code::RequestDenied, "an access rule of the route denies this method and path"));
+                    return Err(ProxyError::new(
+                        Code::RequestDenied,
+                        "an access rule of the route denies this method and path",
+                    ));
                 }
                 target.route.metrics.add_access_warning();
                 tracing::warn!(route = %compiled.name, method = %parts.method, "an access rule would deny the request");
             }
         }
-        let Some(rate) = target.route.rate else { return Ok(()) };
-        let tenant = target.tenant.as_ref().and_then(|tenant| tenant.to_str().ok());
+        let Some(rate) = target.route.rate else {
+            return Ok(());
+        };
+        let tenant = target
+            .tenant
+            .as_ref()
+            .and_then(|tenant| tenant.to_str().ok());
         let key = self.limiter.key(&compiled.name, tenant);
         let now = u64::try_from(self.started.elapsed().as_nanos()).unwrap_or(u64::MAX);
         self.limiter.check(key, rate, now).map_err(|after| {
-            ProxyError::new(Code::RateLimited, "the route's limits.requestsPerSecond is used up").retry_after(after)
+            ProxyError::new(
+                Code::RateLimited,
+                "the route's limits.requestsPerSecond is used up",
+            )
+            .retry_after(after)
         })
     }
 
@@ -142,7 +182,9 @@ impl Proxy {
         if let Some(credential) = self.credentials.cached(&key, SystemTime::now()) {
             return Ok(credential);
         }
-        self.credentials.get(key, target.connection, target.route.strategy.as_ref()).await
+        self.credentials
+            .get(key, target.connection, target.route.strategy.as_ref())
+            .await
     }
 
     /// Step 5. Buffers the body only for schemes that hash it.
@@ -158,7 +200,11 @@ impl Proxy {
             BodyMode::Stream => Signed::stream(&parts.headers, body, route.compiled.timeouts.idle),
             BodyMode::Buffer => {
                 parts.headers.remove(EXPECT);
-                Signed { body: self.buffer(body, route).await?, progress: None, continued: None }
+                Signed {
+                    body: self.buffer(body, route).await?,
+                    progress: None,
+                    continued: None,
+                }
             }
         };
         let buffered = match &signed.body {
@@ -188,7 +234,12 @@ impl Proxy {
     async fn buffer(&self, mut body: Incoming, route: &Route) -> Result<RequestBody, ProxyError> {
         let limit = route.compiled.limits.max_signed_body_bytes;
         let too_large = || {
-            ProxyError::new(Code::BodyTooLarge, format!("the credential signs the body, which may be at most {limit} bytes (limits.maxSignedBodyBytes)"))
+            ProxyError::new(
+                Code::BodyTooLarge,
+                format!(
+                    "the credential signs the body, which may be at most {limit} bytes (limits.maxSignedBodyBytes)"
+                ),
+            )
         };
         if body.size_hint().lower() > limit {
             return Err(too_large());
@@ -196,34 +247,56 @@ impl Proxy {
         if body.is_end_stream() {
             return Ok(RequestBody::Empty);
         }
-        let mut held = SignedBytes { budget: Arc::clone(&self.signed), bytes: 0 };
+        let mut held = SignedBytes {
+            budget: Arc::clone(&self.signed),
+            bytes: 0,
+        };
         let mut collected = BytesMut::new();
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
-                ProxyError::new(Code::BadRequest, "the request body broke off or is malformed").internal(chain(&error))
+                ProxyError::new(
+                    Code::BadRequest,
+                    "the request body broke off or is malformed",
+                )
+                .internal(chain(&error))
             })?;
-            let Ok(data) = frame.into_data() else { continue };
+            let Ok(data) = frame.into_data() else {
+                continue;
+            };
             if (collected.len() + data.len()) as u64 > limit {
                 return Err(too_large());
             }
             held.take(data.len() as u64)?;
             collected.extend_from_slice(&data);
         }
-        Ok(RequestBody::Full(Some(Bytes::from_owner(HeldBytes { bytes: collected, _held: held }))))
+        Ok(RequestBody::Full(Some(Bytes::from_owner(HeldBytes {
+            bytes: collected,
+            _held: held,
+        }))))
     }
 }
 
 /// Step 4. Leaves in `parts.headers` exactly what is sent, and says which target.
-fn prepare(parts: &mut Parts, target: &Target, credential: &Credential) -> Result<Outgoing, ProxyError> {
+fn prepare(
+    parts: &mut Parts,
+    target: &Target,
+    credential: &Credential,
+) -> Result<Outgoing, ProxyError> {
     let route = &target.route;
     if parts.headers.contains_key(UPGRADE) && is_websocket(&parts.headers) {
-        return Err(ProxyError::new(Code::UpgradeRefused, "this version does not carry WebSockets"));
+        return Err(ProxyError::new(
+            Code::UpgradeRefused,
+            "this version does not carry WebSockets",
+        ));
     }
     headers::prepare(&mut parts.headers, &route.compiled, &route.host, credential);
     parts.version = http::Version::HTTP_11;
     let base_path = &route.compiled.upstream.base_path;
     let injected = credential.sets_query();
-    let clean = target.path_and_query.query().map(|query| headers::prepare_query(query, injected));
+    let clean = target
+        .path_and_query
+        .query()
+        .map(|query| headers::prepare_query(query, injected));
     let unchanged = match (&clean, target.path_and_query.query()) {
         (Some(clean), Some(query)) => clean.len() == query.len(),
         _ => true,
@@ -239,7 +312,10 @@ fn prepare(parts: &mut Parts, target: &Target, credential: &Credential) -> Resul
         text.push_str(&query);
     }
     PathAndQuery::try_from(text).map(Outgoing).map_err(|_| {
-        ProxyError::new(Code::BadRequest, "the path and query are not a valid request target")
+        ProxyError::new(
+            Code::BadRequest,
+            "the path and query are not a valid request target",
+        )
     })
 }
 
@@ -260,8 +336,12 @@ impl Outgoing {
                 text.push(if text.contains('?') { '&' } else { '?' });
                 text.push_str(&pair.encoded);
             }
-            PathAndQuery::try_from(text)
-                .map_err(|_| ProxyError::new(Code::CredentialInvalid, "the credential does not fit into a query"))?
+            PathAndQuery::try_from(text).map_err(|_| {
+                ProxyError::new(
+                    Code::CredentialInvalid,
+                    "the credential does not fit into a query",
+                )
+            })?
         };
         Ok(Uri::from(target))
     }
@@ -277,15 +357,24 @@ struct Signed {
 
 impl Signed {
     fn stream(headers: &HeaderMap, body: Incoming, idle: Option<Duration>) -> Self {
-        let expects = headers.get(EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        let expects = headers
+            .get(EXPECT)
+            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
         let (gate, continued) = if expects {
             let (sender, asked) = oneshot::channel();
-            (Some(ContinueGate::new(asked, CONTINUE_PATIENCE)), Some(sender))
+            (
+                Some(ContinueGate::new(asked, CONTINUE_PATIENCE)),
+                Some(sender),
+            )
         } else {
             (None, None)
         };
         let (body, progress) = RequestBody::stream(body, idle, gate);
-        Self { body, progress, continued }
+        Self {
+            body,
+            progress,
+            continued,
+        }
     }
 }
 
@@ -312,7 +401,10 @@ async fn forward(
     let mut send = pin!(route.pool.send(request, timeouts.connect));
     let mut taken = 0;
     loop {
-        let wait = match (timeouts.response_header, deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()))) {
+        let wait = match (
+            timeouts.response_header,
+            deadline.map(|deadline| deadline.saturating_duration_since(Instant::now())),
+        ) {
             (Some(limit), Some(left)) => limit.min(left),
             (Some(limit), None) => limit,
             (None, Some(left)) => left,
@@ -322,10 +414,20 @@ async fn forward(
             Ok(result) => return answered(result),
             Err(_) => {
                 let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-                let uploaded = signed.progress.as_ref().map_or(0, |progress| progress.bytes());
-                let uploading = signed.progress.as_ref().is_some_and(|progress| !progress.finished());
+                let uploaded = signed
+                    .progress
+                    .as_ref()
+                    .map_or(0, |progress| progress.bytes());
+                let uploading = signed
+                    .progress
+                    .as_ref()
+                    .is_some_and(|progress| !progress.finished());
                 if late || !uploading || uploaded == taken {
-                    let name = if late { "timeouts.request" } else { "timeouts.responseHeader" };
+                    let name = if late {
+                        "timeouts.request"
+                    } else {
+                        "timeouts.responseHeader"
+                    };
                     return Err(ProxyError::new(
                         Code::UpstreamTimeout,
                         format!("the upstream did not answer within the route's {name}"),
@@ -337,16 +439,25 @@ async fn forward(
     }
 }
 
-fn answered(result: Result<Response<UpstreamBody>, SendError>) -> Result<Response<UpstreamBody>, ProxyError> {
+fn answered(
+    result: Result<Response<UpstreamBody>, SendError>,
+) -> Result<Response<UpstreamBody>, ProxyError> {
     let response = result.map_err(ProxyError::from)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return Err(ProxyError::new(Code::UpstreamUnreachable, "the upstream switched protocols without being asked to"));
+        return Err(ProxyError::new(
+            Code::UpstreamUnreachable,
+            "the upstream switched protocols without being asked to",
+        ));
     }
     Ok(response)
 }
 
 fn full_path<'a>(base_path: &str, path: &'a str) -> std::borrow::Cow<'a, str> {
-    if base_path.is_empty() { path.into() } else { format!("{base_path}{path}").into() }
+    if base_path.is_empty() {
+        path.into()
+    } else {
+        format!("{base_path}{path}").into()
+    }
 }
 
 fn is_websocket(headers: &HeaderMap) -> bool {
@@ -354,7 +465,11 @@ fn is_websocket(headers: &HeaderMap) -> bool {
         .get_all(UPGRADE)
         .iter()
         .filter_map(|value| value.to_str().ok())
-        .any(|value| value.split(',').any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket")))
+        .any(|value| {
+            value
+                .split(',')
+                .any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
+        })
 }
 
 /// A share of the memory for signed bodies, given back on drop.
@@ -367,8 +482,11 @@ impl SignedBytes {
     fn take(&mut self, bytes: u64) -> Result<(), ProxyError> {
         self.bytes += bytes;
         if self.budget.fetch_add(bytes, Ordering::Relaxed) + bytes > SIGNED_BYTES {
-            return Err(ProxyError::new(Code::Overloaded, "too many bodies are being signed at once; try again")
-                .retry_after(Duration::from_secs(1)));
+            return Err(ProxyError::new(
+                Code::Overloaded,
+                "too many bodies are being signed at once; try again",
+            )
+            .retry_after(Duration::from_secs(1)));
         }
         Ok(())
     }

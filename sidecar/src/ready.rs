@@ -30,7 +30,10 @@ pub struct Readiness(Mutex<TableState>);
 impl Readiness {
     /// What to show now.
     pub fn state(&self) -> TableState {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// Changes what is shown.

@@ -36,7 +36,12 @@ pub struct Recorder {
 impl Recorder {
     /// `which` requests get a line; audit events always do.
     pub fn new(which: AccessLog, writer: AccessWriter, metrics: Arc<Metrics>) -> Self {
-        Self { which, writer, metrics, ids: RequestIds::new() }
+        Self {
+            which,
+            writer,
+            metrics,
+            ids: RequestIds::new(),
+        }
     }
 
     /// Starts the record of a request.
@@ -69,7 +74,14 @@ impl Recorder {
     /// Another table serves: an audit event.
     pub fn table_changed(&self, revision: u64, hash: &str, routes: usize) {
         self.metrics.audit(AuditEvent::TableChange);
-        let line = TableLine { kind: "audit", event: AuditEvent::TableChange.label(), time: Timestamp::now(), revision, hash, routes };
+        let line = TableLine {
+            kind: "audit",
+            event: AuditEvent::TableChange.label(),
+            time: Timestamp::now(),
+            revision,
+            hash,
+            routes,
+        };
         self.writer.line(Priority::Audit, |buffer| {
             if let Err(error) = serde_json::to_writer(buffer, &line) {
                 tracing::error!(%error, "an audit line cannot be written");
@@ -194,7 +206,10 @@ struct Line<'a> {
     duration_ms: f64,
 }
 
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature serde asks for")]
+#[expect(
+    clippy::trivially_copy_pass_by_ref,
+    reason = "the signature serde asks for"
+)]
 fn is_zero(value: &u64) -> bool {
     *value == 0
 }
@@ -203,7 +218,10 @@ impl Drop for Record {
     fn drop(&mut self) {
         let elapsed = self.started.elapsed();
         let metrics = &self.recorder.metrics;
-        let counters = self.route.as_ref().map_or_else(|| metrics.unrouted(), |route| &route.metrics);
+        let counters = self
+            .route
+            .as_ref()
+            .map_or_else(|| metrics.unrouted(), |route| &route.metrics);
         counters.record(match (self.code, self.status) {
             (Some(code), _) => Outcome::Error(code),
             (None, Some(status)) => Outcome::Upstream(status),
@@ -220,7 +238,9 @@ impl Drop for Record {
         let audit = self.scrubbed > 0 || self.code.is_some_and(is_refusal);
         let wanted = match self.recorder.which {
             AccessLog::All => true,
-            AccessLog::Errors => self.code.is_some() || self.status.is_none_or(|status| status.is_server_error()),
+            AccessLog::Errors => {
+                self.code.is_some() || self.status.is_none_or(|status| status.is_server_error())
+            }
             AccessLog::Off => false,
         };
         if !wanted && !audit {
@@ -242,7 +262,11 @@ impl Drop for Record {
             bytes_sent: self.sent,
             duration_ms: elapsed.as_secs_f64() * 1000.0,
         };
-        let priority = if audit { Priority::Audit } else { Priority::Access };
+        let priority = if audit {
+            Priority::Audit
+        } else {
+            Priority::Access
+        };
         self.recorder.writer.line(priority, |buffer| {
             if let Err(error) = serde_json::to_writer(buffer, &line) {
                 tracing::error!(%error, "an access line cannot be written");
@@ -288,18 +312,24 @@ struct RequestIds {
 
 impl RequestIds {
     fn new() -> Self {
-        Self { seed: RandomState::new().hash_one(std::process::id()), next: AtomicU64::new(0) }
+        Self {
+            seed: RandomState::new().hash_one(std::process::id()),
+            next: AtomicU64::new(0),
+        }
     }
 
     fn next(&self) -> HeaderValue {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let count = self.next.fetch_add(1, Ordering::Relaxed);
         // SplitMix64's output function: a bijection, so that no two counts share an id.
-        let mut mixed = self.seed.wrapping_add(count.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut mixed = self
+            .seed
+            .wrapping_add(count.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         mixed ^= mixed >> 31;
-        let text: [u8; 16] = std::array::from_fn(|index| DIGITS[(mixed >> (60 - 4 * index)) as usize & 15]);
+        let text: [u8; 16] =
+            std::array::from_fn(|index| DIGITS[(mixed >> (60 - 4 * index)) as usize & 15]);
         HeaderValue::from_bytes(&text).unwrap_or_else(|_| HeaderValue::from_static("0"))
     }
 }

@@ -45,7 +45,11 @@ impl Route {
     }
 
     fn credential_keys(&self) -> impl Iterator<Item = CredentialKey> {
-        let Connections { tenantless, by_tenant, any_tenant } = &self.compiled.connections;
+        let Connections {
+            tenantless,
+            by_tenant,
+            any_tenant,
+        } = &self.compiled.connections;
         tenantless
             .iter()
             .chain(by_tenant.values())
@@ -63,7 +67,7 @@ pub struct RouteSet {
     /// Hash of the table.
     pub hash: String,
     /// Tenants that routes name, kept only where a `*` connection needs them.
-    named: HashSet<Box<str>, foldhash::fast::RandomState>,
+    named: HashSet<Arc<str>, foldhash::fast::RandomState>,
     /// The tenant meant when a request names none, if the routes name just one.
     only_tenant: Option<HeaderValue>,
 }
@@ -78,13 +82,17 @@ impl RouteSet {
         let matcher: Matcher<Arc<Route>> = Matcher::load(table, |compiled| {
             prepare(compiled, upstreams, metrics).map(Arc::new)
         })?;
-        let needs_names =
-            matcher.routes().iter().any(|route| route.compiled.connections.any_tenant.is_some());
+        let needs_names = matcher
+            .routes()
+            .iter()
+            .any(|route| route.compiled.connections.any_tenant.is_some());
         let mut named = HashSet::default();
         let mut only = None::<&str>;
         let mut several = false;
-        for tenant in
-            matcher.routes().iter().flat_map(|route| route.compiled.connections.by_tenant.keys())
+        for tenant in matcher
+            .routes()
+            .iter()
+            .flat_map(|route| route.compiled.connections.by_tenant.keys())
         {
             several |= only.is_some_and(|known| known != &**tenant);
             only = Some(tenant);
@@ -92,14 +100,24 @@ impl RouteSet {
                 named.insert(tenant.clone());
             }
         }
-        let only_tenant =
-            only.filter(|_| !several).and_then(|tenant| HeaderValue::from_str(tenant).ok());
-        Ok(Self { revision: table.revision, hash: table.hash.clone(), named, only_tenant, matcher })
+        let only_tenant = only
+            .filter(|_| !several)
+            .and_then(|tenant| HeaderValue::from_str(tenant).ok());
+        Ok(Self {
+            revision: table.revision,
+            hash: table.hash.clone(),
+            named,
+            only_tenant,
+            matcher,
+        })
     }
 
     /// Keys of every credential that the routes may use.
     pub fn credential_keys(&self) -> impl Iterator<Item = CredentialKey> {
-        self.matcher.routes().iter().flat_map(|route| route.credential_keys())
+        self.matcher
+            .routes()
+            .iter()
+            .flat_map(|route| route.credential_keys())
     }
 }
 
@@ -118,7 +136,12 @@ fn prepare(
         host,
         strategy: compiled.strategy.clone().map(Arc::new),
         strategy_digest: strategy_digest(compiled.strategy.as_ref()),
-        rate: compiled.limits.rate.and_then(|rate| Some(Rate { per_second: NonZeroU32::new(rate.per_second)?, burst: NonZeroU32::new(rate.burst)? })),
+        rate: compiled.limits.rate.and_then(|rate| {
+            Some(Rate {
+                per_second: NonZeroU32::new(rate.per_second)?,
+                burst: NonZeroU32::new(rate.burst)?,
+            })
+        }),
         metrics: metrics.route(&compiled.name, &compiled.provider),
         compiled,
     })
@@ -153,9 +176,10 @@ impl Tenants {
     /// The tenant of requests that name none, if there is just one.
     pub fn only(&self, routes: &RouteSet) -> Option<HeaderValue> {
         match self {
-            Self::Listed(listed) if listed.len() == 1 => {
-                listed.iter().next().and_then(|tenant| HeaderValue::from_str(tenant).ok())
-            }
+            Self::Listed(listed) if listed.len() == 1 => listed
+                .iter()
+                .next()
+                .and_then(|tenant| HeaderValue::from_str(tenant).ok()),
             Self::Listed(_) => None,
             Self::NamedByRoutes => routes.only_tenant.clone(),
         }

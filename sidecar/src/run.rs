@@ -9,11 +9,13 @@ use nexus_crds::table::RouteTable;
 use tokio::runtime::{Builder, Runtime};
 
 use crate::app::{self, Config, RouteSource};
-use crate::args::{ControlArgs, RunArgs, ServeArgs};
+use crate::args::{ControlArgs, DevArgs, RunArgs, ServeArgs};
 use crate::credential::cache::CacheSettings;
 use crate::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
-use crate::routes::Tenants;
+use crate::dev::{self, DevOptions, DevSetup};
+use crate::manifest::problem::Problem;
 use crate::manifest::{self, Failure, Loaded};
+use crate::routes::Tenants;
 use crate::telemetry;
 
 /// Serves until the process is told to stop.
@@ -21,8 +23,16 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(&args.serve.log_level)?;
     raise_file_limit();
     log_configuration(&args);
-    let RunArgs { routes, control, tenants, serve } = args;
-    let cache = CacheSettings { max_age: control.credential_max_age, ..CacheSettings::default() };
+    let RunArgs {
+        routes,
+        control,
+        tenants,
+        serve,
+    } = args;
+    let cache = CacheSettings {
+        max_age: control.credential_max_age,
+        ..CacheSettings::default()
+    };
     let config = Config {
         control: ControlPlane::new(control_plane(control)?)?,
         cache,
@@ -36,25 +46,88 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     runtime(&config.serve)?.block_on(async { app::build(config).await?.run("").await })
 }
 
+/// Serves the built-in routes, or the user's own, with credentials from a broker in this process.
+pub fn dev(args: DevArgs) -> anyhow::Result<()> {
+    let DevArgs {
+        routes,
+        credentials,
+        serve,
+    } = args;
+    telemetry::start(&serve.log_level)?;
+    raise_file_limit();
+    let options = DevOptions {
+        routes,
+        credentials,
+        environment: |name| std::env::var(name).ok(),
+    };
+    runtime(&serve)?.block_on(async {
+        let DevSetup {
+            gateway_url,
+            api_key,
+            loaded,
+            loader,
+            mut servers,
+        } = dev::prepare(options).await?;
+        warn(&loaded.warnings);
+        let control = ControlPlaneConfig {
+            api_key: Some(api_key),
+            ..ControlPlaneConfig::new(Flavour::Gateway, gateway_url)
+        };
+        let reload = Arc::clone(&loader);
+        let bound = app::build(Config {
+            serve,
+            routes: RouteSource {
+                watch: loader.watched(),
+                load: Arc::new(move || table(reload.load())),
+            },
+            control: ControlPlane::new(control)?,
+            cache: CacheSettings::default(),
+            tenants: Tenants::NamedByRoutes,
+        })
+        .await?;
+        let banner = bound
+            .proxy_addresses()
+            .first()
+            .map(|proxy| loader.banner(*proxy))
+            .unwrap_or_default();
+        tokio::select! {
+            ended = bound.run(&banner) => ended,
+            _ = servers.join_next() => anyhow::bail!("the built-in broker or echo upstream ended"),
+        }
+    })
+}
+
+fn table(loaded: Result<Loaded, Failure>) -> anyhow::Result<Option<RouteTable>> {
+    let Loaded { table, warnings } = loaded?;
+    warn(&warnings);
+    Ok(Some(table))
+}
+
+fn warn(warnings: &[Problem]) {
+    for warning in warnings {
+        tracing::warn!(%warning, "routes");
+    }
+}
+
 /// The table of a path; `None` where there is no file yet, as in a pod whose ConfigMap is still to come.
 fn load(path: &Path) -> anyhow::Result<Option<RouteTable>> {
     match manifest::load(path) {
-        Ok(Loaded { table, warnings }) => {
-            for warning in warnings {
-                tracing::warn!(%warning, "routes");
-            }
-            Ok(Some(table))
-        }
         Err(Failure::Missing(_)) if path.is_dir() => Ok(None),
-        Err(failure) => Err(failure.into()),
+        loaded => table(loaded),
     }
 }
 
 /// The runtime that `--threads` asks for.
 pub fn runtime(serve: &ServeArgs) -> anyhow::Result<Runtime> {
-    let mut builder = if serve.threads == 1 { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    let mut builder = if serve.threads == 1 {
+        Builder::new_current_thread()
+    } else {
+        Builder::new_multi_thread()
+    };
     if serve.threads > 1 {
-        builder.worker_threads(usize::from(serve.threads)).thread_name("nexus-sidecar");
+        builder
+            .worker_threads(usize::from(serve.threads))
+            .thread_name("nexus-sidecar");
     }
     builder
         .enable_all()
@@ -101,13 +174,23 @@ fn control_plane(args: ControlArgs) -> anyhow::Result<ControlPlaneConfig> {
 }
 
 fn allowed(tenants: Option<Vec<String>>) -> anyhow::Result<Tenants> {
-    let Some(tenants) = tenants else { return Ok(Tenants::NamedByRoutes) };
-    let tenants: Vec<String> =
-        tenants.into_iter().map(|tenant| tenant.trim().to_owned()).filter(|tenant| !tenant.is_empty()).collect();
+    let Some(tenants) = tenants else {
+        return Ok(Tenants::NamedByRoutes);
+    };
+    let tenants: Vec<String> = tenants
+        .into_iter()
+        .map(|tenant| tenant.trim().to_owned())
+        .filter(|tenant| !tenant.is_empty())
+        .collect();
     for tenant in &tenants {
-        anyhow::ensure!(names::is_tenant(tenant), "--tenants: {tenant:?} is not a tenant name: [A-Za-z0-9._:-]{{1,128}}");
+        anyhow::ensure!(
+            names::is_tenant(tenant),
+            "--tenants: {tenant:?} is not a tenant name: [A-Za-z0-9._:-]{{1,128}}"
+        );
     }
-    Ok(Tenants::Listed(tenants.into_iter().map(String::into_boxed_str).collect()))
+    Ok(Tenants::Listed(
+        tenants.into_iter().map(String::into_boxed_str).collect(),
+    ))
 }
 
 /// Once, and nothing secret: secrets are only ever named by their files.

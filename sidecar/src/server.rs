@@ -82,7 +82,11 @@ impl Server {
             Ok(Err(_)) | Err(_) => return,
         };
         let activity = registered.activity();
-        let io = Watched { io: TokioIo::new(stream), activity: Arc::clone(activity), heads: !http2 };
+        let io = Watched {
+            io: TokioIo::new(stream),
+            activity: Arc::clone(activity),
+            heads: !http2,
+        };
         let proxy = Arc::clone(&self.proxy);
         let counted = Arc::clone(activity);
         let service = service_fn(move |request: Request<Incoming>| {
@@ -92,10 +96,20 @@ impl Server {
         });
         let result = if http2 {
             let connection = http2_builder().serve_connection(io, service);
-            supervise(pin!(connection), |connection| connection.graceful_shutdown(), activity).await
+            supervise(
+                pin!(connection),
+                |connection| connection.graceful_shutdown(),
+                activity,
+            )
+            .await
         } else {
             let connection = http1_builder().serve_connection(io, service);
-            supervise(pin!(connection), |connection| connection.graceful_shutdown(), activity).await
+            supervise(
+                pin!(connection),
+                |connection| connection.graceful_shutdown(),
+                activity,
+            )
+            .await
         };
         if let Err(error) = result {
             if error.is_parse() {
@@ -108,7 +122,9 @@ impl Server {
 
 fn http1_builder() -> http1::Builder {
     let mut builder = http1::Builder::new();
-    builder.header_read_timeout(None).max_header_size(MAX_HEADER_BYTES as usize);
+    builder
+        .header_read_timeout(None)
+        .max_header_size(MAX_HEADER_BYTES as usize);
     builder
 }
 
@@ -126,7 +142,11 @@ fn http2_builder() -> http2::Builder<TokioExecutor> {
 }
 
 /// Drives a connection and carries out what the watchdog or the shutdown asks of it.
-async fn supervise<C>(mut connection: Pin<&mut C>, shutdown: fn(Pin<&mut C>), activity: &Activity) -> hyper::Result<()>
+async fn supervise<C>(
+    mut connection: Pin<&mut C>,
+    shutdown: fn(Pin<&mut C>),
+    activity: &Activity,
+) -> hyper::Result<()>
 where
     C: Future<Output = hyper::Result<()>>,
 {
@@ -171,8 +191,11 @@ async fn speaks_http2(stream: &TcpStream) -> io::Result<bool> {
 
 /// Answers a connection beyond the bound, and closes it.
 async fn refuse(mut stream: TcpStream) {
-    let error = ProxyError::new(Code::Overloaded, "too many agent connections; reuse connections or close some")
-        .retry_after(Duration::from_secs(1));
+    let error = ProxyError::new(
+        Code::Overloaded,
+        "too many agent connections; reuse connections or close some",
+    )
+    .retry_after(Duration::from_secs(1));
     let response = error.response(&HeaderValue::from_static("none"), false);
     let mut head = format!("HTTP/1.1 {}\r\nconnection: close\r\n", response.status()).into_bytes();
     for (name, value) in response.headers() {
@@ -197,7 +220,11 @@ struct Watched {
 }
 
 impl Read for Watched {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
         let result = Pin::new(&mut self.io).poll_read(cx, buf);
         if let Poll::Ready(Ok(())) = result {
             self.activity.received(self.heads);
@@ -207,7 +234,11 @@ impl Read for Watched {
 }
 
 impl Write for Watched {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
 

@@ -39,13 +39,13 @@ struct HostRoutes {
 }
 
 impl<R> Matcher<R> {
-    /// Makes a table ready. `keep` turns each route into what the look-ups return.
+    /// Makes a table ready. `keep` turns each route into what the look-ups return; its first error ends the load.
     ///
     /// Of two routes with one provider, or one upstream URL, the look-ups find the first.
-    pub fn load(
+    pub fn load<E: From<LoadError>>(
         table: &RouteTable,
-        mut keep: impl FnMut(CompiledRoute) -> R,
-    ) -> Result<Self, LoadError> {
+        mut keep: impl FnMut(CompiledRoute) -> Result<R, E>,
+    ) -> Result<Self, E> {
         let mut interner = Interner::default();
         let connections = table
             .routes
@@ -71,7 +71,7 @@ impl<R> Matcher<R> {
                     .map_err(|problem| fault(problem.to_string()))?
             };
             matcher.add(index, &route);
-            matcher.routes.push(keep(route));
+            matcher.routes.push(keep(route)?);
         }
         for host in matcher.by_host.values_mut() {
             // Stable, so that of equals the first of the table stays first.

@@ -13,6 +13,7 @@ use http::{HeaderName, HeaderValue};
 use nexus_crds::names::ConnectionId;
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response};
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::sync::Semaphore;
 use url::{Host, Url};
@@ -48,6 +49,8 @@ pub struct ControlPlaneConfig {
     pub url: Url,
     /// File with the value of `X-API-Key`.
     pub api_key_file: Option<PathBuf>,
+    /// The same as a value, for a control plane in this process.
+    pub api_key: Option<SecretString>,
     /// File with a bearer token.
     pub token_file: Option<PathBuf>,
     /// PEM file with a client certificate and its chain; needs `client_key_file`.
@@ -104,6 +107,7 @@ impl ControlPlaneConfig {
             flavour,
             url,
             api_key_file: None,
+            api_key: None,
             token_file: None,
             client_cert_file: None,
             client_key_file: None,
@@ -168,6 +172,12 @@ impl ControlPlane {
             .client()?
             .get(self.token_url(id))
             .header(ACCEPT, "application/json");
+        if let Some(key) = &self.config.api_key {
+            request = request.header(
+                API_KEY,
+                sensitive(key.expose_secret()).map_err(FetchError::Local)?,
+            );
+        }
         if let Some(file) = &self.config.api_key_file {
             request = request.header(API_KEY, secret_header(file, "").map_err(FetchError::Local)?);
         }
@@ -258,8 +268,12 @@ fn secret_header(file: &Path, prefix: &str) -> Result<HeaderValue, String> {
         return Err(format!("{}: the file is empty", file.display()));
     }
     let line = Zeroizing::new([prefix, value].concat());
-    let mut header = HeaderValue::from_str(&line)
-        .map_err(|_| format!("{}: not one line of ASCII text", file.display()))?;
+    sensitive(&line).map_err(|reason| format!("{}: {reason}", file.display()))
+}
+
+fn sensitive(line: &str) -> Result<HeaderValue, String> {
+    let mut header =
+        HeaderValue::from_str(line).map_err(|_| "not one line of ASCII text".to_owned())?;
     header.set_sensitive(true);
     Ok(header)
 }

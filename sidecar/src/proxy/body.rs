@@ -80,7 +80,12 @@ impl RequestBody {
             return (Self::Empty, None);
         }
         let progress = Arc::new(Progress::default());
-        let upload = Upload { incoming, progress: Arc::clone(&progress), idle: IdleTimer::new(idle), gate };
+        let upload = Upload {
+            incoming,
+            progress: Arc::clone(&progress),
+            idle: IdleTimer::new(idle),
+            gate,
+        };
         (Self::Stream(Box::new(upload)), Some(progress))
     }
 }
@@ -89,7 +94,10 @@ impl Body for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
@@ -108,7 +116,9 @@ impl Body for RequestBody {
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Empty => SizeHint::with_exact(0),
-            Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Full(bytes) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             Self::Stream(upload) => upload.incoming.size_hint(),
         }
     }
@@ -124,7 +134,9 @@ impl Upload {
             Poll::Ready(Some(Ok(mut frame))) => {
                 self.idle.progressed();
                 if let Some(data) = frame.data_ref() {
-                    self.progress.bytes.fetch_add(data.len() as u64, Ordering::Relaxed);
+                    self.progress
+                        .bytes
+                        .fetch_add(data.len() as u64, Ordering::Relaxed);
                 }
                 if let Some(trailers) = frame.trailers_mut() {
                     filter_trailers(trailers);
@@ -154,7 +166,10 @@ pub struct ContinueGate {
 impl ContinueGate {
     /// Opens when the sender is used, or after `patience`.
     pub fn new(asked: oneshot::Receiver<()>, patience: Duration) -> Self {
-        Self { asked: Some(asked), patience: Box::pin(tokio::time::sleep(patience)) }
+        Self {
+            asked: Some(asked),
+            patience: Box::pin(tokio::time::sleep(patience)),
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -182,7 +197,11 @@ pub struct IdleTimer {
 impl IdleTimer {
     /// `None` never fires.
     pub fn new(limit: Option<Duration>) -> Self {
-        Self { limit, sleep: None, running: false }
+        Self {
+            limit,
+            sleep: None,
+            running: false,
+        }
     }
 
     /// Starts anew at the next wait.
@@ -192,7 +211,9 @@ impl IdleTimer {
 
     /// Ready once the limit has passed in one wait.
     pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(limit) = self.limit else { return Poll::Pending };
+        let Some(limit) = self.limit else {
+            return Poll::Pending;
+        };
         if !self.running {
             self.running = true;
             let deadline = Instant::now() + limit;
@@ -201,6 +222,8 @@ impl IdleTimer {
                 None => self.sleep = Some(Box::pin(tokio::time::sleep_until(deadline))),
             }
         }
-        self.sleep.as_mut().map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
+        self.sleep
+            .as_mut()
+            .map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
     }
 }

@@ -6,8 +6,8 @@
 use std::borrow::Cow;
 
 use http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SEC_WEBSOCKET_PROTOCOL, TE, TRAILER,
-    TRANSFER_ENCODING,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SEC_WEBSOCKET_PROTOCOL, TE,
+    TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
 use nexus_crds::matcher::CompiledRoute;
@@ -26,18 +26,63 @@ enum Fate {
 
 fn fate(name: &HeaderName) -> Fate {
     match name.as_str() {
-        "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "http2-settings"
-        | "proxy-authenticate" | "proxy-authentication-info" | "host" | "x-http-method-override"
-        | "x-method-override" | "x-http-method" | "x-original-url" | "x-rewrite-url" => Fate::Never,
-        "authorization" | "cookie" | "cookie2" | "proxy-authorization" | "x-api-key" | "api-key"
-        | "x-goog-api-key" | "private-token" | "x-auth-token" | "ocp-apim-subscription-key"
-        | "x-amz-security-token" | "dpop" | "x-sfdc-session" | "x-figma-token" | "x-shopify-access-token"
-        | "x-shopify-storefront-access-token" | "shopify-storefront-private-token" | "dd-api-key"
-        | "dd-application-key" | "x-auth-key" | "x-auth-email" | "x-auth-user-service-key"
-        | "x-subscription-token" | "job-token" | "deploy-token" | "apikey" | "boxapi" | "forwarded" | "via"
-        | "x-forwarded" | "x-forwarded-for" | "x-forwarded-host" | "x-forwarded-port" | "x-forwarded-proto"
-        | "x-forwarded-prefix" | "x-forwarded-server" | "x-forwarded-scheme" | "x-forwarded-ssl" | "x-real-ip"
-        | "x-client-ip" | "x-cluster-client-ip" | "true-client-ip" | "cf-connecting-ip" => Fate::UnlessKept,
+        "connection"
+        | "keep-alive"
+        | "proxy-connection"
+        | "transfer-encoding"
+        | "upgrade"
+        | "http2-settings"
+        | "proxy-authenticate"
+        | "proxy-authentication-info"
+        | "host"
+        | "x-http-method-override"
+        | "x-method-override"
+        | "x-http-method"
+        | "x-original-url"
+        | "x-rewrite-url" => Fate::Never,
+        "authorization"
+        | "cookie"
+        | "cookie2"
+        | "proxy-authorization"
+        | "x-api-key"
+        | "api-key"
+        | "x-goog-api-key"
+        | "private-token"
+        | "x-auth-token"
+        | "ocp-apim-subscription-key"
+        | "x-amz-security-token"
+        | "dpop"
+        | "x-sfdc-session"
+        | "x-figma-token"
+        | "x-shopify-access-token"
+        | "x-shopify-storefront-access-token"
+        | "shopify-storefront-private-token"
+        | "dd-api-key"
+        | "dd-application-key"
+        | "x-auth-key"
+        | "x-auth-email"
+        | "x-auth-user-service-key"
+        | "x-subscription-token"
+        | "job-token"
+        | "deploy-token"
+        | "apikey"
+        | "boxapi"
+        | "forwarded"
+        | "via"
+        | "x-forwarded"
+        | "x-forwarded-for"
+        | "x-forwarded-host"
+        | "x-forwarded-port"
+        | "x-forwarded-proto"
+        | "x-forwarded-prefix"
+        | "x-forwarded-server"
+        | "x-forwarded-scheme"
+        | "x-forwarded-ssl"
+        | "x-real-ip"
+        | "x-client-ip"
+        | "x-cluster-client-ip"
+        | "true-client-ip"
+        | "cf-connecting-ip" => Fate::UnlessKept,
         other if other.starts_with("x-nexus-") => Fate::Never,
         _ => Fate::Forward,
     }
@@ -46,11 +91,18 @@ fn fate(name: &HeaderName) -> Fate {
 /// Leaves of the agent's headers what may reach the upstream, and adds what the route sets.
 ///
 /// Signing comes after this and may rely on the result being what is sent.
-pub fn prepare(headers: &mut HeaderMap, route: &CompiledRoute, host: &HeaderValue, credential: &Credential) {
+pub fn prepare(
+    headers: &mut HeaderMap,
+    route: &CompiledRoute,
+    host: &HeaderValue,
+    credential: &Credential,
+) {
     let rules = &route.headers;
     remove_connection_named(headers);
     let trailers = accepts_trailers(headers);
-    if headers.contains_key(TRANSFER_ENCODING) || headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+    if headers.contains_key(TRANSFER_ENCODING)
+        || headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
+    {
         // The message is framed anew from what the parser made of it: one framing reaches the upstream.
         headers.remove(CONTENT_LENGTH);
     }
@@ -59,7 +111,9 @@ pub fn prepare(headers: &mut HeaderMap, route: &CompiledRoute, host: &HeaderValu
         .filter(|name| match fate(name) {
             Fate::Forward => *name == TE || credential.sets_headers().any(|set| set == *name),
             Fate::Never => true,
-            Fate::UnlessKept => !is_kept(name, route) || credential.sets_headers().any(|set| set == *name),
+            Fate::UnlessKept => {
+                !is_kept(name, route) || credential.sets_headers().any(|set| set == *name)
+            }
         })
         .cloned()
         .collect();
@@ -89,7 +143,11 @@ fn is_kept(name: &HeaderName, route: &CompiledRoute) -> bool {
 
 /// Drops the fields of a trailer section that could not have come as headers either.
 pub fn filter_trailers(trailers: &mut HeaderMap) {
-    let doomed: Vec<HeaderName> = trailers.keys().filter(|name| !may_trail(name)).cloned().collect();
+    let doomed: Vec<HeaderName> = trailers
+        .keys()
+        .filter(|name| !may_trail(name))
+        .cloned()
+        .collect();
     for name in doomed {
         trailers.remove(name);
     }
@@ -98,8 +156,15 @@ pub fn filter_trailers(trailers: &mut HeaderMap) {
 /// RFC 9110 section 6.5.1: nothing that frames, routes or authenticates may come in a trailer.
 fn may_trail(name: &HeaderName) -> bool {
     fate(name) == Fate::Forward
-        && ![CONTENT_LENGTH, TRAILER, TE, EXPECT, http::header::CONTENT_TYPE, http::header::CONTENT_ENCODING]
-            .contains(name)
+        && ![
+            CONTENT_LENGTH,
+            TRAILER,
+            TE,
+            EXPECT,
+            http::header::CONTENT_TYPE,
+            http::header::CONTENT_ENCODING,
+        ]
+        .contains(name)
         && !name.as_str().starts_with("x-amz-")
 }
 
@@ -115,7 +180,9 @@ pub fn remove_connection_named(headers: &mut HeaderMap) {
         .flat_map(|value| value.split(','))
         .filter_map(|name| HeaderName::from_bytes(name.trim().as_bytes()).ok())
         // Framing and addressing are not the agent's to hide from us.
-        .filter(|name| *name != CONTENT_LENGTH && *name != HOST && *name != TE && *name != TRANSFER_ENCODING)
+        .filter(|name| {
+            *name != CONTENT_LENGTH && *name != HOST && *name != TE && *name != TRANSFER_ENCODING
+        })
         .collect();
     for name in named {
         headers.remove(name);
@@ -123,9 +190,17 @@ pub fn remove_connection_named(headers: &mut HeaderMap) {
 }
 
 fn accepts_trailers(headers: &HeaderMap) -> bool {
-    headers.get_all(TE).iter().filter_map(|value| value.to_str().ok()).flat_map(|value| value.split(',')).any(
-        |coding| coding.split(';').next().is_some_and(|coding| coding.trim().eq_ignore_ascii_case("trailers")),
-    )
+    headers
+        .get_all(TE)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .any(|coding| {
+            coding
+                .split(';')
+                .next()
+                .is_some_and(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
+        })
 }
 
 fn filter_trailer_announcement(headers: &mut HeaderMap) {
@@ -150,16 +225,30 @@ fn filter_trailer_announcement(headers: &mut HeaderMap) {
 
 /// OpenAI's browser clients put the key into a WebSocket subprotocol.
 fn strip_websocket_key(headers: &mut HeaderMap) {
-    let Some(value) = headers.get(SEC_WEBSOCKET_PROTOCOL).and_then(|value| value.to_str().ok()) else { return };
-    if !value.to_ascii_lowercase().contains("openai-insecure-api-key.") {
+    let Some(value) = headers
+        .get(SEC_WEBSOCKET_PROTOCOL)
+        .and_then(|value| value.to_str().ok())
+    else {
+        return;
+    };
+    if !value
+        .to_ascii_lowercase()
+        .contains("openai-insecure-api-key.")
+    {
         return;
     }
     let kept: Vec<&str> = value
         .split(',')
         .map(str::trim)
-        .filter(|protocol| !protocol.to_ascii_lowercase().starts_with("openai-insecure-api-key."))
+        .filter(|protocol| {
+            !protocol
+                .to_ascii_lowercase()
+                .starts_with("openai-insecure-api-key.")
+        })
         .collect();
-    let kept = HeaderValue::from_str(&kept.join(", ")).ok().filter(|value| !value.is_empty());
+    let kept = HeaderValue::from_str(&kept.join(", "))
+        .ok()
+        .filter(|value| !value.is_empty());
     match kept {
         Some(value) => headers.insert(SEC_WEBSOCKET_PROTOCOL, value),
         None => headers.remove(SEC_WEBSOCKET_PROTOCOL),
@@ -182,15 +271,23 @@ const PRESIGNED: [&str; 7] = [
 pub fn prepare_query<'a>(query: &'a str, injected: &[QueryPair]) -> Cow<'a, str> {
     let doomed = |pair: &str| {
         let name = decoded_name(pair);
-        PRESIGNED.iter().any(|presigned| name.eq_ignore_ascii_case(presigned))
-            || injected.iter().any(|set| name.eq_ignore_ascii_case(&set.name))
+        PRESIGNED
+            .iter()
+            .any(|presigned| name.eq_ignore_ascii_case(presigned))
+            || injected
+                .iter()
+                .any(|set| name.eq_ignore_ascii_case(&set.name))
     };
     // Some servers separate parameters by `;` too.
     if !query.split(['&', ';']).any(doomed) {
         return Cow::Borrowed(query);
     }
     let mut kept = String::with_capacity(query.len());
-    for (index, group) in query.split('&').filter(|group| !group.is_empty() && !group.split(';').all(doomed)).enumerate() {
+    for (index, group) in query
+        .split('&')
+        .filter(|group| !group.is_empty() && !group.split(';').all(doomed))
+        .enumerate()
+    {
         if index > 0 {
             kept.push('&');
         }
@@ -210,7 +307,11 @@ fn decoded_name(pair: &str) -> Cow<'_, str> {
         return Cow::Borrowed(name);
     }
     let spaced = name.replace('+', " ");
-    Cow::Owned(percent_encoding::percent_decode_str(&spaced).decode_utf8_lossy().into_owned())
+    Cow::Owned(
+        percent_encoding::percent_decode_str(&spaced)
+            .decode_utf8_lossy()
+            .into_owned(),
+    )
 }
 
 #[cfg(test)]
@@ -225,9 +326,19 @@ mod tests {
     fn a_parameter_that_the_strategy_sets_cannot_be_doubled() {
         let set = [pair("api_key")];
         for query in [
-            "api_key=x", "API_KEY=x", "api%5Fkey=x", "%61pi_key=x", "api_key", "api_key=x&api_key=y", "api_key=", "a;api_key=x",
+            "api_key=x",
+            "API_KEY=x",
+            "api%5Fkey=x",
+            "%61pi_key=x",
+            "api_key",
+            "api_key=x&api_key=y",
+            "api_key=",
+            "a;api_key=x",
         ] {
-            assert!(!prepare_query(query, &set).to_lowercase().contains("key"), "{query}");
+            assert!(
+                !prepare_query(query, &set).to_lowercase().contains("key"),
+                "{query}"
+            );
         }
         assert_eq!(prepare_query("a=1&api_key=x&b=2", &set), "a=1&b=2");
         assert_eq!(prepare_query("a=1;api_key=x;c=3&b=2", &set), "a=1;c=3&b=2");
@@ -236,19 +347,31 @@ mod tests {
     #[test]
     fn a_clean_query_stays_byte_for_byte() {
         for query in ["", "a=1&&b", "b=2&a=%2f+%20", "x;y=1", "%zz=1"] {
-            assert!(matches!(prepare_query(query, &[pair("api_key")]), Cow::Borrowed(same) if same == query));
+            assert!(
+                matches!(prepare_query(query, &[pair("api_key")]), Cow::Borrowed(same) if same == query)
+            );
         }
     }
 
     #[test]
     fn presigned_parameters_are_dropped() {
-        assert_eq!(prepare_query("list-type=2&X-Amz-Signature=ff&x-amz-credential=a", &[]), "list-type=2");
+        assert_eq!(
+            prepare_query("list-type=2&X-Amz-Signature=ff&x-amz-credential=a", &[]),
+            "list-type=2"
+        );
     }
 
     #[test]
     fn trailers_pass_the_same_filter_as_headers() {
         let mut trailers = HeaderMap::new();
-        for name in ["authorization", "x-nexus-tenant", "content-length", "cookie", "grpc-status", "x-checksum"] {
+        for name in [
+            "authorization",
+            "x-nexus-tenant",
+            "content-length",
+            "cookie",
+            "grpc-status",
+            "x-checksum",
+        ] {
             trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
         }
         filter_trailers(&mut trailers);
@@ -260,7 +383,10 @@ mod tests {
     #[test]
     fn connection_cannot_hide_the_framing() {
         let mut headers = HeaderMap::new();
-        headers.insert(CONNECTION, HeaderValue::from_static("close, X-Private, content-length, host"));
+        headers.insert(
+            CONNECTION,
+            HeaderValue::from_static("close, X-Private, content-length, host"),
+        );
         headers.insert("x-private", HeaderValue::from_static("1"));
         headers.insert(CONTENT_LENGTH, HeaderValue::from_static("3"));
         headers.insert(HOST, HeaderValue::from_static("h"));
@@ -272,7 +398,10 @@ mod tests {
     #[test]
     fn a_key_in_a_websocket_subprotocol_is_dropped() {
         let mut headers = HeaderMap::new();
-        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static("realtime, openai-insecure-api-key.sk-1, beta"));
+        headers.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            HeaderValue::from_static("realtime, openai-insecure-api-key.sk-1, beta"),
+        );
         strip_websocket_key(&mut headers);
         assert_eq!(headers[SEC_WEBSOCKET_PROTOCOL], "realtime, beta");
     }

@@ -57,16 +57,38 @@ pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Ta
     let path = path_and_query.path();
 
     let (route, named_tenant, path_and_query, addressing) = if let Some(provider) = asked.provider {
-        (by_provider(routes, provider)?, None, path_and_query, Addressing::Headers)
+        (
+            by_provider(routes, provider)?,
+            None,
+            path_and_query,
+            Addressing::Headers,
+        )
     } else if let Some((prefix, provider, tenant)) = via(path)? {
         let rest = &path_and_query.as_str()[prefix.len()..];
-        let rest = if rest.starts_with('/') { rest.to_owned() } else { format!("/{rest}") };
+        let rest = if rest.starts_with('/') {
+            rest.to_owned()
+        } else {
+            format!("/{rest}")
+        };
         let rest = PathAndQuery::try_from(rest)
             .map_err(|_| bad_request("the path after the /via/ prefix is not a valid path"))?;
-        (by_provider(routes, provider)?, tenant, rest, Addressing::Prefix(prefix.into()))
+        (
+            by_provider(routes, provider)?,
+            tenant,
+            rest,
+            Addressing::Prefix(prefix.into()),
+        )
     } else if let Some(id) = asked.connection {
         let (route, tenant) = by_connection(routes, id)?;
-        return target(routes, tenants, &asked, route, tenant, path_and_query, Addressing::Headers);
+        return target(
+            routes,
+            tenants,
+            &asked,
+            route,
+            tenant,
+            path_and_query,
+            Addressing::Headers,
+        );
     } else if let Some((scheme, host, port)) = foreign_authority(parts) {
         let host = host.to_ascii_lowercase();
         let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -76,7 +98,12 @@ pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Ta
                 "no route has this upstream host; the sidecar is not an open proxy",
             )
         })?;
-        (route, None, path_and_query, Addressing::Absolute(scheme.into()))
+        (
+            route,
+            None,
+            path_and_query,
+            Addressing::Absolute(scheme.into()),
+        )
     } else {
         return Err(ProxyError::new(
             Code::ProviderMissing,
@@ -84,7 +111,15 @@ pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Ta
         ));
     };
     let route = Arc::clone(route);
-    target(routes, tenants, &asked, route, named_tenant, path_and_query, addressing)
+    target(
+        routes,
+        tenants,
+        &asked,
+        route,
+        named_tenant,
+        path_and_query,
+        addressing,
+    )
 }
 
 fn refuse_method(method: &Method) -> Result<(), ProxyError> {
@@ -101,26 +136,39 @@ fn refuse_method(method: &Method) -> Result<(), ProxyError> {
 fn asked(headers: &HeaderMap) -> Result<Asked<'_>, ProxyError> {
     let provider = single(headers, &PROVIDER)?;
     if provider.is_some_and(|name| !names::is_provider(name)) {
-        return Err(bad_request("X-Nexus-Provider is not a provider name: [a-z0-9][a-z0-9._-]{0,62}"));
+        return Err(bad_request(
+            "X-Nexus-Provider is not a provider name: [a-z0-9][a-z0-9._-]{0,62}",
+        ));
     }
     let tenant = single(headers, &TENANT)?;
     if let Some(tenant) = tenant {
         check_tenant(tenant)?;
     }
     let connection = single(headers, &CONNECTION_ID)?
-        .map(|id| id.parse().map_err(|_| bad_request("X-Nexus-Connection-ID is not a UUID")))
+        .map(|id| {
+            id.parse()
+                .map_err(|_| bad_request("X-Nexus-Connection-ID is not a UUID"))
+        })
         .transpose()?;
-    Ok(Asked { provider, tenant, connection })
+    Ok(Asked {
+        provider,
+        tenant,
+        connection,
+    })
 }
 
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ProxyError> {
     let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else { return Ok(None) };
+    let Some(value) = values.next() else {
+        return Ok(None);
+    };
     if values.next().is_some() {
         return Err(bad_request(format!("{name} occurs more than once")));
     }
     match value.to_str() {
-        Ok(text) if text.contains(',') => Err(bad_request(format!("{name} holds a list; give one value"))),
+        Ok(text) if text.contains(',') => {
+            Err(bad_request(format!("{name} holds a list; give one value")))
+        }
         Ok(text) => Ok(Some(text.trim())),
         Err(_) => Err(bad_request(format!("{name} is not ASCII"))),
     }
@@ -130,30 +178,39 @@ fn check_tenant(tenant: &str) -> Result<(), ProxyError> {
     if names::is_tenant(tenant) {
         return Ok(());
     }
-    Err(bad_request("the tenant is not a tenant name: [A-Za-z0-9._:-]{1,128}; a caller may not say *"))
+    Err(bad_request(
+        "the tenant is not a tenant name: [A-Za-z0-9._:-]{1,128}; a caller may not say *",
+    ))
 }
 
 fn path_and_query(parts: &Parts) -> Result<PathAndQuery, ProxyError> {
     match parts.uri.path_and_query() {
         Some(target) if target.as_str().starts_with('/') => Ok(target.clone()),
         Some(target) if target.as_str().starts_with('?') => {
-            PathAndQuery::try_from(format!("/{target}")).map_err(|_| bad_request("the target is not a path"))
+            PathAndQuery::try_from(format!("/{target}"))
+                .map_err(|_| bad_request("the target is not a path"))
         }
         None if parts.uri.authority().is_some() => Ok(PathAndQuery::from_static("/")),
-        _ => Err(bad_request("the request target is not a path; `*` is not forwarded")),
+        _ => Err(bad_request(
+            "the request target is not a path; `*` is not forwarded",
+        )),
     }
 }
 
 /// Splits `/via/<provider>[@<tenant>]` off a raw path, never decoding it.
 fn via(path: &str) -> Result<Option<(&str, &str, Option<&str>)>, ProxyError> {
-    let Some(rest) = path.strip_prefix(VIA) else { return Ok(None) };
+    let Some(rest) = path.strip_prefix(VIA) else {
+        return Ok(None);
+    };
     let segment = rest.split('/').next().unwrap_or_default();
     let (provider, tenant) = match segment.split_once('@') {
         Some((provider, tenant)) => (provider, Some(tenant)),
         None => (segment, None),
     };
     if !names::is_provider(provider) {
-        return Err(bad_request("the path does not name a provider: /via/<provider>[@<tenant>]/<path>"));
+        return Err(bad_request(
+            "the path does not name a provider: /via/<provider>[@<tenant>]/<path>",
+        ));
     }
     tenant.map_or(Ok(()), check_tenant)?;
     Ok(Some((&path[..VIA.len() + segment.len()], provider, tenant)))
@@ -177,7 +234,10 @@ fn foreign_authority(parts: &Parts) -> Option<(&str, &str, u16)> {
 
 fn by_provider<'a>(routes: &'a RouteSet, provider: &str) -> Result<&'a Arc<Route>, ProxyError> {
     routes.matcher.by_provider(provider).ok_or_else(|| {
-        ProxyError::new(Code::ProviderUnknown, format!("no route has the provider {provider:?}"))
+        ProxyError::new(
+            Code::ProviderUnknown,
+            format!("no route has the provider {provider:?}"),
+        )
     })
 }
 
@@ -186,7 +246,10 @@ fn by_connection(
     id: ConnectionId,
 ) -> Result<(Arc<Route>, Option<&str>), ProxyError> {
     let (route, tenant) = routes.matcher.by_connection(id).ok_or_else(|| {
-        ProxyError::new(Code::ConnectionUnknown, "no route of this sidecar uses the connection")
+        ProxyError::new(
+            Code::ConnectionUnknown,
+            "no route of this sidecar uses the connection",
+        )
     })?;
     Ok((Arc::clone(route), tenant))
 }
@@ -201,20 +264,33 @@ fn target(
     addressing: Addressing,
 ) -> Result<Target, ProxyError> {
     if route.compiled.not_ready {
-        return Err(ProxyError::new(Code::NotReady, "the route uses a feature that this sidecar does not know; upgrade it"));
+        return Err(ProxyError::new(
+            Code::NotReady,
+            "the route uses a feature that this sidecar does not know; upgrade it",
+        ));
     }
     let tenant = match (asked.tenant, named_tenant) {
         (Some(header), Some(prefix)) if header != prefix => {
-            return Err(bad_request("X-Nexus-Tenant and the request's other address name different tenants"));
+            return Err(bad_request(
+                "X-Nexus-Tenant and the request's other address name different tenants",
+            ));
         }
         (Some(tenant), _) | (None, Some(tenant)) => Some(tenant),
         (None, None) => None,
     };
     let (tenant, connection) = connection(routes, tenants, &route, tenant)?;
     if asked.connection.is_some_and(|id| id != connection.id) {
-        return Err(bad_request("X-Nexus-Connection-ID is not the connection of this provider and tenant"));
+        return Err(bad_request(
+            "X-Nexus-Connection-ID is not the connection of this provider and tenant",
+        ));
     }
-    Ok(Target { route, tenant, connection, path_and_query, addressing })
+    Ok(Target {
+        route,
+        tenant,
+        connection,
+        path_and_query,
+        addressing,
+    })
 }
 
 fn connection(
@@ -243,9 +319,17 @@ fn connection(
             format!("the tenant {tenant:?} is not one this sidecar may act for"),
         ));
     }
-    match connections.by_tenant.get(tenant).copied().or(connections.any_tenant) {
+    match connections
+        .by_tenant
+        .get(tenant)
+        .copied()
+        .or(connections.any_tenant)
+    {
         Some(connection) => Ok((name, connection)),
-        None if implied => Err(ProxyError::new(Code::TenantMissing, "the route has no connection without a tenant; name one")),
+        None if implied => Err(ProxyError::new(
+            Code::TenantMissing,
+            "the route has no connection without a tenant; name one",
+        )),
         None => Err(ProxyError::new(
             Code::ConnectionUnknown,
             format!("the route has no connection for the tenant {tenant:?}"),
@@ -263,7 +347,12 @@ pub struct BrowserGuard {
 impl BrowserGuard {
     /// `allowed` are Host names beside the loopback ones.
     pub fn new(allowed: &[String]) -> Self {
-        Self { allowed: allowed.iter().map(|host| host.to_ascii_lowercase().into()).collect() }
+        Self {
+            allowed: allowed
+                .iter()
+                .map(|host| host.to_ascii_lowercase().into())
+                .collect(),
+        }
     }
 
     /// Judges `Host`, `Origin` and `Sec-Fetch-Site`. `Sec-Fetch-Mode` says nothing: Node's fetch sends it.
@@ -279,27 +368,37 @@ impl BrowserGuard {
             }
         }
         if headers.get("sec-fetch-site").is_some_and(|site| {
-            site.as_bytes().eq_ignore_ascii_case(b"cross-site") || site.as_bytes().eq_ignore_ascii_case(b"same-site")
+            site.as_bytes().eq_ignore_ascii_case(b"cross-site")
+                || site.as_bytes().eq_ignore_ascii_case(b"same-site")
         }) {
-            return Err(forbidden("a web page of another site may not call the sidecar"));
+            return Err(forbidden(
+                "a web page of another site may not call the sidecar",
+            ));
         }
         match headers.get(ORIGIN) {
-            Some(origin) if !self.is_own_origin(origin) => {
-                Err(forbidden("a web page of another origin may not call the sidecar"))
-            }
+            Some(origin) if !self.is_own_origin(origin) => Err(forbidden(
+                "a web page of another origin may not call the sidecar",
+            )),
             _ => Ok(()),
         }
     }
 
     fn check_host(&self, host: &HeaderValue) -> Result<(), ProxyError> {
-        if host.to_str().is_ok_and(|host| self.is_own(without_port(host))) {
+        if host
+            .to_str()
+            .is_ok_and(|host| self.is_own(without_port(host)))
+        {
             return Ok(());
         }
-        Err(forbidden("Host is not localhost; address the sidecar as localhost, or start it with --allowed-host"))
+        Err(forbidden(
+            "Host is not localhost; address the sidecar as localhost, or start it with --allowed-host",
+        ))
     }
 
     fn is_own_origin(&self, origin: &HeaderValue) -> bool {
-        let Ok(origin) = origin.to_str() else { return false };
+        let Ok(origin) = origin.to_str() else {
+            return false;
+        };
         origin
             .strip_prefix("http://")
             .or_else(|| origin.strip_prefix("https://"))
@@ -307,7 +406,11 @@ impl BrowserGuard {
     }
 
     fn is_own(&self, host: &str) -> bool {
-        is_loopback_name(host) || self.allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(host))
+        is_loopback_name(host)
+            || self
+                .allowed
+                .iter()
+                .any(|allowed| allowed.eq_ignore_ascii_case(host))
     }
 }
 
@@ -325,7 +428,8 @@ fn is_loopback_name(host: &str) -> bool {
     if host.len() > 10 && host.as_bytes()[host.len() - 10..].eq_ignore_ascii_case(b".localhost") {
         return true;
     }
-    host.parse::<std::net::Ipv4Addr>().is_ok_and(|address| address.is_loopback())
+    host.parse::<std::net::Ipv4Addr>()
+        .is_ok_and(|address| address.is_loopback())
 }
 
 fn bad_request(detail: impl Into<std::borrow::Cow<'static, str>>) -> ProxyError {
@@ -345,19 +449,51 @@ mod tests {
     }
 
     fn guard(request: http::request::Builder) -> Result<(), Code> {
-        BrowserGuard::new(&["sidecar.internal".to_owned()]).check(&parts(request)).map_err(|e| e.code)
+        BrowserGuard::new(&["sidecar.internal".to_owned()])
+            .check(&parts(request))
+            .map_err(|e| e.code)
     }
 
     #[test]
     fn origin_form_needs_a_loopback_or_allowed_host() {
-        for host in ["localhost", "LOCALHOST:8080", "api.localhost", "127.0.0.1:8080", "127.9.9.9", "[::1]:1", "Sidecar.internal:80"] {
-            assert_eq!(guard(http::Request::get("/").header("host", host)), Ok(()), "{host}");
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "api.localhost",
+            "127.0.0.1:8080",
+            "127.9.9.9",
+            "[::1]:1",
+            "Sidecar.internal:80",
+        ] {
+            assert_eq!(
+                guard(http::Request::get("/").header("host", host)),
+                Ok(()),
+                "{host}"
+            );
         }
-        for host in ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example", "notlocalhost", "0.0.0.0", "[::2]"] {
-            assert_eq!(guard(http::Request::get("/").header("host", host)), Err(Code::OriginForbidden), "{host}");
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example",
+            "notlocalhost",
+            "0.0.0.0",
+            "[::2]",
+        ] {
+            assert_eq!(
+                guard(http::Request::get("/").header("host", host)),
+                Err(Code::OriginForbidden),
+                "{host}"
+            );
         }
         assert_eq!(guard(http::Request::get("/")), Err(Code::BadRequest));
-        assert_eq!(guard(http::Request::get("/").header("host", "localhost").header("host", "localhost")), Err(Code::BadRequest));
+        assert_eq!(
+            guard(
+                http::Request::get("/")
+                    .header("host", "localhost")
+                    .header("host", "localhost")
+            ),
+            Err(Code::BadRequest)
+        );
     }
 
     #[test]
@@ -365,32 +501,76 @@ mod tests {
         let local = || http::Request::get("/").header("host", "localhost");
         assert_eq!(guard(local().header("sec-fetch-mode", "cors")), Ok(()));
         assert_eq!(guard(local().header("sec-fetch-site", "none")), Ok(()));
-        assert_eq!(guard(local().header("sec-fetch-site", "cross-site")), Err(Code::OriginForbidden));
-        assert_eq!(guard(local().header("sec-fetch-site", "same-site")), Err(Code::OriginForbidden));
-        assert_eq!(guard(local().header("origin", "http://localhost:3000")), Ok(()));
-        assert_eq!(guard(local().header("origin", "null")), Err(Code::OriginForbidden));
-        assert_eq!(guard(local().header("origin", "https://evil.example")), Err(Code::OriginForbidden));
-        let absolute = http::Request::get("http://api.example.com/").header("origin", "https://evil.example");
+        assert_eq!(
+            guard(local().header("sec-fetch-site", "cross-site")),
+            Err(Code::OriginForbidden)
+        );
+        assert_eq!(
+            guard(local().header("sec-fetch-site", "same-site")),
+            Err(Code::OriginForbidden)
+        );
+        assert_eq!(
+            guard(local().header("origin", "http://localhost:3000")),
+            Ok(())
+        );
+        assert_eq!(
+            guard(local().header("origin", "null")),
+            Err(Code::OriginForbidden)
+        );
+        assert_eq!(
+            guard(local().header("origin", "https://evil.example")),
+            Err(Code::OriginForbidden)
+        );
+        let absolute =
+            http::Request::get("http://api.example.com/").header("origin", "https://evil.example");
         assert_eq!(guard(absolute), Err(Code::OriginForbidden));
     }
 
     #[test]
     fn a_via_prefix_is_split_raw() {
-        assert_eq!(via("/via/github/user").ok().flatten(), Some(("/via/github", "github", None)));
-        assert_eq!(via("/via/github").ok().flatten(), Some(("/via/github", "github", None)));
-        assert_eq!(via("/via/gh@t:1//a%2Fb").ok().flatten(), Some(("/via/gh@t:1", "gh", Some("t:1"))));
+        assert_eq!(
+            via("/via/github/user").ok().flatten(),
+            Some(("/via/github", "github", None))
+        );
+        assert_eq!(
+            via("/via/github").ok().flatten(),
+            Some(("/via/github", "github", None))
+        );
+        assert_eq!(
+            via("/via/gh@t:1//a%2Fb").ok().flatten(),
+            Some(("/via/gh@t:1", "gh", Some("t:1")))
+        );
         assert_eq!(via("/user").ok().flatten(), None);
-        for bad in ["/via/", "/via//x", "/via/GitHub/x", "/via/git%68ub/x", "/via/github@*/x", "/via/github@/x"] {
+        for bad in [
+            "/via/",
+            "/via//x",
+            "/via/GitHub/x",
+            "/via/git%68ub/x",
+            "/via/github@*/x",
+            "/via/github@/x",
+        ] {
             assert_eq!(via(bad).map_err(|e| e.code), Err(Code::BadRequest), "{bad}");
         }
     }
 
     #[test]
     fn repeated_and_listed_nexus_headers_are_refused() {
-        let twice = parts(http::Request::get("/").header("x-nexus-provider", "a").header("x-nexus-provider", "b"));
+        let twice = parts(
+            http::Request::get("/")
+                .header("x-nexus-provider", "a")
+                .header("x-nexus-provider", "b"),
+        );
         assert!(asked(&twice.headers).is_err());
-        for (name, value) in [("x-nexus-provider", "a,b"), ("x-nexus-tenant", "*"), ("x-nexus-tenant", "a, b"), ("x-nexus-connection-id", "x")] {
-            assert!(asked(&parts(http::Request::get("/").header(name, value)).headers).is_err(), "{name}: {value}");
+        for (name, value) in [
+            ("x-nexus-provider", "a,b"),
+            ("x-nexus-tenant", "*"),
+            ("x-nexus-tenant", "a, b"),
+            ("x-nexus-connection-id", "x"),
+        ] {
+            assert!(
+                asked(&parts(http::Request::get("/").header(name, value)).headers).is_err(),
+                "{name}: {value}"
+            );
         }
     }
 

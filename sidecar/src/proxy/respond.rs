@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONNECTION, CONTENT_TYPE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE};
+use http::header::{
+    CONNECTION, CONTENT_TYPE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+};
+use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
-use http::uri::PathAndQuery;
 use nexus_crds::matcher::{ResponseRules, RewriteLinks, Scrub};
 use tokio::time::{Instant, Sleep};
 
@@ -65,7 +67,14 @@ pub struct Answer {
 
 /// The answer as the agent gets it.
 pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
-    let Answer { response, route, credential, addressing, sent, deadline } = answer;
+    let Answer {
+        response,
+        route,
+        credential,
+        addressing,
+        sent,
+        deadline,
+    } = answer;
     let rules = &route.compiled.response;
     let (mut parts, body) = response.into_parts();
     record.status(parts.status);
@@ -87,7 +96,9 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
             scrub = Some(ScrubStream::new(Arc::clone(scrubber)));
         }
     }
-    parts.headers.insert(REQUEST_ID, record.request_id().clone());
+    parts
+        .headers
+        .insert(REQUEST_ID, record.request_id().clone());
     let body = AgentBody::Stream(Box::new(Download {
         body,
         scrubber: scrubber.cloned(),
@@ -110,7 +121,11 @@ fn rewrite_links(
     sent: &PathAndQuery,
 ) {
     let upstream = &route.compiled.upstream;
-    let injected: Vec<&str> = credential.sets_query().iter().map(|pair| pair.name.as_str()).collect();
+    let injected: Vec<&str> = credential
+        .sets_query()
+        .iter()
+        .map(|pair| pair.name.as_str())
+        .collect();
     let sent = links::Sent {
         tls: upstream.tls,
         authority: &upstream.authority,
@@ -123,7 +138,12 @@ fn rewrite_links(
         Addressing::Prefix(prefix) => links::Addressing::Prefix(prefix),
         Addressing::Absolute(scheme) => links::Addressing::Absolute { scheme },
     };
-    links::rewrite(headers, &sent, addressing, &route.compiled.response.link_headers);
+    links::rewrite(
+        headers,
+        &sent,
+        addressing,
+        &route.compiled.response.link_headers,
+    );
 }
 
 /// Hop-by-hop fields, and what would reach beyond the answer: cookies, transport policy for `localhost`,
@@ -133,13 +153,24 @@ fn strip(headers: &mut HeaderMap, rules: &ResponseRules, credential: &Credential
     let doomed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| match name.as_str() {
-            "connection" | "keep-alive" | "proxy-connection" | "transfer-encoding" | "upgrade" | "te"
-            | "proxy-authenticate" | "proxy-authentication-info" | "alt-svc" | "strict-transport-security"
+            "connection"
+            | "keep-alive"
+            | "proxy-connection"
+            | "transfer-encoding"
+            | "upgrade"
+            | "te"
+            | "proxy-authenticate"
+            | "proxy-authentication-info"
+            | "alt-svc"
+            | "strict-transport-security"
             | "clear-site-data" => true,
             "set-cookie" | "set-cookie2" => !rules.pass_cookies,
             // The scrubber masks values; the field as a whole says only what we injected.
             "www-authenticate" => false,
-            other => other.starts_with("x-nexus-") || credential.sets_headers().any(|set| set.as_str() == other),
+            other => {
+                other.starts_with("x-nexus-")
+                    || credential.sets_headers().any(|set| set.as_str() == other)
+            }
         })
         .cloned()
         .collect();
@@ -156,7 +187,11 @@ fn drop_connection_bound_challenges(headers: &mut HeaderMap) {
         .get_all(WWW_AUTHENTICATE)
         .iter()
         .filter(|value| {
-            let scheme = value.as_bytes().split(|byte| *byte == b' ').next().unwrap_or_default();
+            let scheme = value
+                .as_bytes()
+                .split(|byte| *byte == b' ')
+                .next()
+                .unwrap_or_default();
             !scheme.eq_ignore_ascii_case(b"negotiate") && !scheme.eq_ignore_ascii_case(b"ntlm")
         })
         .cloned()
@@ -177,7 +212,11 @@ fn scrub_headers(headers: &mut HeaderMap, scrubber: &Scrubber) -> u64 {
         }
     }
     if hits > 0 {
-        let doomed: Vec<HeaderName> = headers.keys().filter(|name| validates_the_body(name)).cloned().collect();
+        let doomed: Vec<HeaderName> = headers
+            .keys()
+            .filter(|name| validates_the_body(name))
+            .cloned()
+            .collect();
         for name in doomed {
             headers.remove(name);
         }
@@ -186,15 +225,20 @@ fn scrub_headers(headers: &mut HeaderMap, scrubber: &Scrubber) -> u64 {
 }
 
 fn validates_the_body(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "etag" | "content-md5" | "digest" | "repr-digest" | "content-digest")
-        || name.as_str().starts_with("x-amz-checksum-")
+    matches!(
+        name.as_str(),
+        "etag" | "content-md5" | "digest" | "repr-digest" | "content-digest"
+    ) || name.as_str().starts_with("x-amz-checksum-")
 }
 
 impl Body for AgentBody {
     type Data = Bytes;
     type Error = BodyError;
 
-    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Full(bytes, record) => Poll::Ready(bytes.take().map(|bytes| {
                 record.sent(bytes.len());
@@ -207,13 +251,17 @@ impl Body for AgentBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes, _) => bytes.is_none(),
-            Self::Stream(download) => download.ready.is_empty() && (download.ended || download.body.is_end_stream()),
+            Self::Stream(download) => {
+                download.ready.is_empty() && (download.ended || download.body.is_end_stream())
+            }
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Full(bytes, _) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
+            Self::Full(bytes, _) => {
+                SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
+            }
             // Redaction keeps the length, so the upstream's is ours.
             Self::Stream(download) => download.body.size_hint(),
         }
@@ -260,9 +308,16 @@ impl Download {
     fn take(&mut self, frame: Frame<Bytes>) {
         match frame.into_data() {
             Ok(data) => {
-                let Some(scrub) = &mut self.scrub else { return self.ready.push_back(Frame::data(data)) };
+                let Some(scrub) = &mut self.scrub else {
+                    return self.ready.push_back(Frame::data(data));
+                };
                 let (held, data) = scrub.push(data);
-                self.ready.extend([held, data].into_iter().filter(|piece| !piece.is_empty()).map(Frame::data));
+                self.ready.extend(
+                    [held, data]
+                        .into_iter()
+                        .filter(|piece| !piece.is_empty())
+                        .map(Frame::data),
+                );
             }
             Err(frame) => {
                 self.end();

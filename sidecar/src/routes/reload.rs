@@ -43,11 +43,17 @@ impl Reloader {
         let paths = self.source.watch.clone();
         if !paths.is_empty() {
             let start = move || RouteWatch::start(paths, Timing::default());
-            self.watch = Some(tokio::task::spawn_blocking(start).await.context("watching the routes")?);
+            self.watch = Some(
+                tokio::task::spawn_blocking(start)
+                    .await
+                    .context("watching the routes")?,
+            );
         }
         match self.read().await? {
             Some(table) => self.swap(&table)?,
-            None => tracing::warn!("there are no routes yet; requests are answered with not_ready until they come"),
+            None => tracing::warn!(
+                "there are no routes yet; requests are answered with not_ready until they come"
+            ),
         }
         self.readiness.update(|state| state.ready = true);
         Ok(())
@@ -55,20 +61,25 @@ impl Reloader {
 
     /// Follows the changes for as long as the process lives.
     pub async fn follow(mut self) {
-        let Some(mut watch) = self.watch.take() else { return std::future::pending().await };
+        let Some(mut watch) = self.watch.take() else {
+            return std::future::pending().await;
+        };
         while watch.changed().await.is_ok() {
             if let Err(error) = self.reload().await {
                 let error = format!("{error:#}");
                 tracing::error!(%error, "the changed routes cannot be used; the last good ones serve on");
                 self.metrics.table_reload_failures.inc();
-                self.readiness.update(|state| state.last_error = Some(error));
+                self.readiness
+                    .update(|state| state.last_error = Some(error));
             }
         }
     }
 
     async fn reload(&self) -> anyhow::Result<()> {
         // A file that is gone says nothing: the last good routes serve on. To serve nothing, write an empty table.
-        let Some(table) = self.read().await? else { return Ok(()) };
+        let Some(table) = self.read().await? else {
+            return Ok(());
+        };
         if let Some(current) = self.shared.load().as_ref() {
             anyhow::ensure!(
                 table.revision >= current.revision,
@@ -86,18 +97,28 @@ impl Reloader {
 
     async fn read(&self) -> anyhow::Result<Option<RouteTable>> {
         let load = Arc::clone(&self.source.load);
-        tokio::task::spawn_blocking(move || load()).await.context("reading the routes")?
+        tokio::task::spawn_blocking(move || load())
+            .await
+            .context("reading the routes")?
     }
 
     fn swap(&self, table: &RouteTable) -> anyhow::Result<()> {
         let routes = Arc::new(RouteSet::load(table, &self.upstreams, &self.metrics)?);
         let keys: HashSet<CredentialKey> = routes.credential_keys().collect();
-        let (revision, hash, count) = (routes.revision, routes.hash.clone(), routes.matcher.routes().len());
+        let (revision, hash, count) = (
+            routes.revision,
+            routes.hash.clone(),
+            routes.matcher.routes().len(),
+        );
         self.shared.store(Some(routes));
         self.credentials.retain(|key| keys.contains(key));
         self.upstreams.retain_used();
-        self.metrics.table_revision.set(i64::try_from(revision).unwrap_or(i64::MAX));
-        self.metrics.table_routes.set(i64::try_from(count).unwrap_or(i64::MAX));
+        self.metrics
+            .table_revision
+            .set(i64::try_from(revision).unwrap_or(i64::MAX));
+        self.metrics
+            .table_routes
+            .set(i64::try_from(count).unwrap_or(i64::MAX));
         self.recorder.table_changed(revision, &hash, count);
         tracing::info!(revision, hash, routes = count, "routes loaded");
         self.readiness.update(|state| {

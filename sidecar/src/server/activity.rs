@@ -47,7 +47,10 @@ impl Activity {
     pub fn received(&self, heads: bool) {
         let reads = self.reads.load(Ordering::Relaxed) + 1;
         self.reads.store(reads, Ordering::Relaxed);
-        if heads && self.in_flight.load(Ordering::Relaxed) == 0 && self.head.load(Ordering::Relaxed) == 0 {
+        if heads
+            && self.in_flight.load(Ordering::Relaxed) == 0
+            && self.head.load(Ordering::Relaxed) == 0
+        {
             self.head.store(reads, Ordering::Relaxed);
         }
     }
@@ -127,7 +130,10 @@ struct Seen {
 impl Connections {
     /// None are open.
     pub fn new(metrics: Arc<Metrics>) -> Arc<Self> {
-        Arc::new(Self { open: Mutex::default(), metrics })
+        Arc::new(Self {
+            open: Mutex::default(),
+            metrics,
+        })
     }
 
     /// A place for a new connection; `None` when all are taken.
@@ -142,9 +148,20 @@ impl Connections {
         }
         let key = open.next;
         open.next += 1;
-        open.activities.insert(key, Watch { activity: Arc::clone(&activity), seen: Seen::default() });
+        open.activities.insert(
+            key,
+            Watch {
+                activity: Arc::clone(&activity),
+                seen: Seen::default(),
+            },
+        );
         let counted = self.metrics.agent_connections.hold();
-        Some(Registered { connections: Arc::clone(self), key, activity, _counted: counted })
+        Some(Registered {
+            connections: Arc::clone(self),
+            key,
+            activity,
+            _counted: counted,
+        })
     }
 
     /// Tells every connection, those to come as well, to finish.
@@ -181,8 +198,16 @@ impl Seen {
         let reads = activity.reads.load(Ordering::Relaxed);
         let head = activity.head.load(Ordering::Relaxed);
         let in_flight = activity.in_flight.load(Ordering::Relaxed);
-        self.head_looks = if head != 0 && head == self.head { self.head_looks + 1 } else { u32::from(head != 0) };
-        self.idle_looks = if in_flight == 0 && reads == self.reads { self.idle_looks + 1 } else { 0 };
+        self.head_looks = if head != 0 && head == self.head {
+            self.head_looks + 1
+        } else {
+            u32::from(head != 0)
+        };
+        self.idle_looks = if in_flight == 0 && reads == self.reads {
+            self.idle_looks + 1
+        } else {
+            0
+        };
         self.reads = reads;
         self.head = head;
         if self.head_looks >= HEAD_LOOKS {
@@ -226,7 +251,10 @@ mod tests {
     use super::*;
 
     fn looks(activity: &Arc<Activity>, seen: &mut Seen, count: u32) -> Command {
-        (0..count).map(|_| seen.judge(activity)).last().unwrap_or(Command::Run)
+        (0..count)
+            .map(|_| seen.judge(activity))
+            .last()
+            .unwrap_or(Command::Run)
     }
 
     #[test]
