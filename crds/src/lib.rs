@@ -3,11 +3,19 @@
 //! Nothing here does I/O, reads a clock or needs an async runtime.
 
 pub mod access;
+pub mod compile;
+pub mod grants;
 pub mod header;
 pub mod matcher;
 pub mod names;
 pub mod path;
+pub mod provider;
+pub mod route;
+mod schema;
 pub mod spec;
 pub mod status;
 pub mod strategy;
 pub mod table;
+
+pub use self::compile::{Compiled, compile};
+pub use self::schema::custom_resource_definitions;

@@ -1,8 +1,16 @@
 //! The table made ready for requests: every look-up is one hash look-up, whatever the number of routes.
 
+pub(crate) mod intern;
+mod lookup;
+pub(crate) mod strict;
+pub(crate) mod upstream;
+pub(crate) mod values;
+
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use foldhash::fast::RandomState;
 use http::{HeaderName, HeaderValue, Method};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,7 +18,8 @@ use serde::{Deserialize, Serialize};
 use crate::access::Access;
 use crate::names::ConnectionId;
 use crate::strategy::StrategySpec;
-use crate::table::RouteTable;
+
+pub use self::lookup::{LoadError, Matcher};
 
 /// One route, strict: everything was judged when the table was compiled.
 #[derive(Debug)]
@@ -85,7 +94,7 @@ pub struct Connections {
     /// For requests that name no tenant.
     pub tenantless: Option<Connection>,
     /// By tenant.
-    pub by_tenant: std::collections::HashMap<Box<str>, Connection, foldhash::fast::RandomState>,
+    pub by_tenant: HashMap<Arc<str>, Connection, RandomState>,
     /// For any other tenant (`tenant: "*"`).
     pub any_tenant: Option<Connection>,
 }
@@ -119,6 +128,15 @@ pub struct Limits {
     pub rate: Option<Rate>,
 }
 
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_signed_body_bytes: 10 * 1024 * 1024,
+            rate: None,
+        }
+    }
+}
+
 /// A rate limit.
 #[derive(Clone, Copy, Debug)]
 pub struct Rate {
@@ -141,6 +159,19 @@ pub struct Timeouts {
     pub request: Option<Duration>,
 }
 
+impl Default for Timeouts {
+    fn default() -> Self {
+        // Models think for minutes before the first byte of an answer.
+        let silence = Duration::from_secs(660);
+        Self {
+            connect: Duration::from_secs(10),
+            response_header: Some(silence),
+            idle: Some(silence),
+            request: None,
+        }
+    }
+}
+
 /// What may be sent again, and when.
 #[derive(Clone, Debug)]
 pub struct Replay {
@@ -152,8 +183,18 @@ pub struct Replay {
     pub methods: Vec<Method>,
 }
 
+impl Default for Replay {
+    fn default() -> Self {
+        Self {
+            on: vec![401],
+            max_body_bytes: 1024 * 1024,
+            methods: Vec::new(),
+        }
+    }
+}
+
 /// What is done to answers.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct ResponseRules {
     /// Credentials found in an answer.
     pub scrub: Scrub,
@@ -189,51 +230,4 @@ pub enum RewriteLinks {
     Body,
     /// Nowhere.
     Off,
-}
-
-/// Why a table cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("route {route}: {reason}")]
-pub struct LoadError {
-    /// `namespace/name`.
-    pub route: String,
-    /// What is wrong.
-    pub reason: String,
-}
-
-/// The look-ups of one table. `R` is what the user of the table keeps for a route.
-#[derive(Debug)]
-pub struct Matcher<R> {
-    routes: Vec<R>,
-}
-
-impl<R> Matcher<R> {
-    /// Makes a table ready. `keep` turns each route into what the look-ups return.
-    pub fn load(
-        _table: &RouteTable,
-        _keep: impl FnMut(CompiledRoute) -> R,
-    ) -> Result<Self, LoadError> {
-        unimplemented!()
-    }
-
-    /// The route of a provider.
-    pub fn by_provider(&self, _provider: &str) -> Option<&R> {
-        unimplemented!()
-    }
-
-    /// The route of an absolute-form target: same scheme-independent host and port, longest base path first.
-    /// `host` is lower case, `port` the explicit one or the default of the target's scheme.
-    pub fn by_host(&self, _host: &str, _port: u16, _path: &str) -> Option<&R> {
-        unimplemented!()
-    }
-
-    /// The route and tenant (`None`: the tenantless one) that use a connection.
-    pub fn by_connection(&self, _id: ConnectionId) -> Option<(&R, Option<&str>)> {
-        unimplemented!()
-    }
-
-    /// Every route, in table order.
-    pub fn routes(&self) -> &[R] {
-        &self.routes
-    }
 }

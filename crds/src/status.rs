@@ -2,33 +2,10 @@
 
 use std::fmt;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
-
 /// Condition type: the object is valid, and its namespace may have what it asks for.
 pub const ACCEPTED: &str = "Accepted";
 /// Condition type: the object is in the table that sidecars read.
 pub const PROGRAMMED: &str = "Programmed";
-
-/// Status of a NexusRoute or NexusProvider.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct NexusStatus {
-    /// Generation of the spec that the conditions speak of.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
-    /// `Accepted` and `Programmed`, with the meanings of the Gateway API.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(
-        length(max = 8),
-        extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"])
-    )]
-    pub conditions: Vec<Condition>,
-    /// Pods whose sidecar serves this route; best effort, a little behind.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bound_pods: Option<i32>,
-}
 
 /// Reason of a condition. The text is part of the interface and never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -169,6 +169,19 @@ impl Kind {
     }
 }
 
+/// The settings that a type knows; `None` where a later version says.
+pub(crate) fn settings(kind: &str) -> Option<&'static [&'static str]> {
+    Some(match Kind::named(kind).ok()? {
+        Kind::Oauth2 => &[],
+        Kind::Header => &["header_name", "credential_field", "value_prefix", "set"],
+        Kind::QueryParam => &["param_name", "credential_field", "set"],
+        Kind::BasicAuth => &["username", "username_field", "password_field"],
+        Kind::HmacPayload => &["header_name", "secret_field", "algo", "encoding"],
+        Kind::AwsSigv4 => &["service", "region"],
+        Kind::Later => return None,
+    })
+}
+
 impl Strategy {
     /// Parses a strategy with the defaults of the protocol.
     pub fn parse(spec: &StrategySpec) -> Result<Self, StrategyError> {

@@ -4,6 +4,7 @@ use http::{HeaderName, Method};
 
 use crate::access::pattern::Patterns;
 use crate::access::{AccessError, AccessRequest, query};
+use crate::matcher::values;
 use crate::spec::AccessRuleSpec;
 
 /// What a matching rule does.
@@ -54,7 +55,12 @@ impl Rule {
         Ok(Self {
             effect,
             index,
-            methods: parse_methods(methods.as_deref(), &at("methods"))?,
+            methods: match methods.as_deref() {
+                None => None,
+                Some(methods) => values::methods(methods)
+                    .map_err(|reason| error(at("methods"), &reason))?
+                    .map(Vec::into_boxed_slice),
+            },
             paths: match paths.as_deref() {
                 None => None,
                 Some([]) => {
@@ -135,32 +141,6 @@ impl Rule {
                 .iter()
                 .all(|name| query::is_present(query, name))
     }
-}
-
-fn parse_methods(
-    methods: Option<&[String]>,
-    field: &str,
-) -> Result<Option<Box<[Method]>>, AccessError> {
-    let Some(methods) = methods else {
-        return Ok(None);
-    };
-    if methods.is_empty() {
-        return Err(error(
-            field.to_owned(),
-            "is empty; leave it out to mean every method",
-        ));
-    }
-    if methods.iter().any(|method| method == "*") {
-        return Ok(None);
-    }
-    methods
-        .iter()
-        .map(|method| {
-            Method::from_bytes(method.as_bytes())
-                .map_err(|_| error(field.to_owned(), &format!("{method:?} is not a method")))
-        })
-        .collect::<Result<_, _>>()
-        .map(Some)
 }
 
 fn field_of(effect: Effect, index: usize, field: &str) -> String {
