@@ -15,7 +15,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
-use nexus_crds::compile::compile;
+use nexus_crds::compile::{DEFAULT_NAMESPACE, compile};
 use nexus_crds::grants::Grants;
 use nexus_crds::matcher::{LoadError, Matcher};
 use nexus_crds::provider::NexusProvider;
@@ -28,9 +28,6 @@ use serde::de::IgnoredAny;
 use self::files::Text;
 use self::objects::{Kind, Object};
 use self::problem::{Position, Problem, Severity};
-
-/// Namespace of manifests that name none, as `kubectl` has it.
-const DEFAULT_NAMESPACE: &str = "default";
 
 /// Routes that can be served.
 #[derive(Debug)]
