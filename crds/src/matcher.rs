@@ -163,7 +163,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         // Models think for minutes before the first byte of an answer.
-        let silence = Duration::from_secs(660);
+        let silence = Duration::from_mins(11);
         Self {
             connect: Duration::from_secs(10),
             response_header: Some(silence),
