@@ -84,8 +84,8 @@ impl Access {
 
     /// Builds every glob set, so that one too large to build is an error before it is used.
     pub fn build(&self) -> Result<(), AccessError> {
-        let rules = self.allow.iter().flatten().chain(&self.deny);
-        rules.map(Rule::build).collect()
+        let mut rules = self.allow.iter().flatten().chain(&self.deny);
+        rules.try_for_each(Rule::build)
     }
 
     /// `true` if the request is allowed: some allow rule (if there are any) matches every reading of the

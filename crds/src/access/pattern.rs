@@ -9,6 +9,8 @@ use crate::access::rule::Effect;
 /// Alternatives of one pattern once `{a,b}` is written out.
 const MAX_ALTERNATIVES: usize = 256;
 const MAX_LENGTH: usize = 1024;
+/// Stands for a written `**` while braces are written out, so that `{*,a}*` cannot turn into one.
+const ANY_DEPTH: char = '\u{1}';
 
 /// The patterns of one rule; checked at once, made into an automaton when first used.
 #[derive(Debug)]
@@ -87,8 +89,6 @@ fn alternatives(pattern: &str) -> Result<Vec<String>, String> {
     if pattern.contains(|c: char| c.is_control()) {
         return Err("has a control character".to_owned());
     }
-    // Stands for a written `**`, so that `{*,a}*` cannot turn into one.
-    const ANY_DEPTH: char = '\u{1}';
     let marked = pattern.replace("**", ANY_DEPTH.encode_utf8(&mut [0; 4]));
     let segments = |plain: &str| {
         plain

@@ -14,6 +14,7 @@ fn route(name: &str) -> TableRoute {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better with literals")]
 fn wire(routes: Value) -> Vec<u8> {
     let table = json!({"format": 1, "minReader": 1, "revision": 5, "hash": "", "namespace": "a", "routes": routes});
     serde_json::to_vec(&table).unwrap()

@@ -10,12 +10,11 @@ const ID_2: &str = "22222222-2222-4222-8222-222222222222";
 const ID_3: &str = "33333333-3333-4333-8333-333333333333";
 
 fn load(routes: Value) -> Matcher<CompiledRoute> {
-    try_load(routes).unwrap()
+    Matcher::load(&table(routes), Ok::<_, LoadError>).unwrap()
 }
 
-fn try_load(routes: Value) -> Result<Matcher<CompiledRoute>, LoadError> {
-    let routes = serde_json::from_value(routes).unwrap();
-    Matcher::load(&RouteTable::new("ns", routes), Ok::<_, LoadError>)
+fn table(routes: Value) -> RouteTable {
+    RouteTable::new("ns", serde_json::from_value(routes).unwrap())
 }
 
 fn id(text: &str) -> ConnectionId {
@@ -186,7 +185,10 @@ fn a_route_that_requires_the_unknown_answers_not_ready() {
 
 #[test]
 fn a_fault_names_the_route() {
-    let error = try_load(json!([{"name": "a", "provider": "a"}])).unwrap_err();
+    let error = Matcher::load(&table(json!([{"name": "a", "provider": "a"}])), |route| {
+        route
+    })
+    .unwrap_err();
     assert_eq!(error.route, "ns/a");
     assert!(error.to_string().contains("spec.upstream.url"), "{error}");
 }
