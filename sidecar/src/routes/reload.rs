@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::Context;
-use nexus_crds::table::RouteTable;
+use jiff::Timestamp;
+use nexus_crds::table::{RouteTable, next_revision};
 
 use crate::app::RouteSource;
 use crate::credential::cache::{CredentialCache, CredentialKey};
@@ -81,25 +82,32 @@ impl Reloader {
             return Ok(());
         };
         if let Some(current) = self.shared.load().as_ref() {
+            if table.hash == current.hash {
+                self.readiness.update(|state| state.last_error = None);
+                return Ok(());
+            }
             anyhow::ensure!(
                 table.revision >= current.revision,
                 "the table's revision {} is older than the one that serves, {}",
                 table.revision,
                 current.revision
             );
-            if table.hash == current.hash {
-                self.readiness.update(|state| state.last_error = None);
-                return Ok(());
-            }
         }
         self.swap(&table)
     }
 
     async fn read(&self) -> anyhow::Result<Option<RouteTable>> {
         let load = Arc::clone(&self.source.load);
-        tokio::task::spawn_blocking(move || load())
+        let mut table = tokio::task::spawn_blocking(move || load())
             .await
-            .context("reading the routes")?
+            .context("reading the routes")??;
+        if let Some(table) = table.as_mut().filter(|table| table.revision == 0) {
+            // Compiled here, from manifests: nobody else has numbered it.
+            let now = Timestamp::now().as_millisecond().unsigned_abs();
+            let previous = self.shared.load().as_ref().map(|routes| routes.revision);
+            table.revision = next_revision(previous, now);
+        }
+        Ok(table)
     }
 
     fn swap(&self, table: &RouteTable) -> anyhow::Result<()> {

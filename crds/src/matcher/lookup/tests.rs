@@ -185,10 +185,8 @@ fn a_route_that_requires_the_unknown_answers_not_ready() {
 
 #[test]
 fn a_fault_names_the_route() {
-    let error = Matcher::load(&table(json!([{"name": "a", "provider": "a"}])), |route| {
-        route
-    })
-    .unwrap_err();
+    let table = table(json!([{"name": "a", "provider": "a"}]));
+    let error = Matcher::load(&table, Ok::<_, LoadError>).unwrap_err();
     assert_eq!(error.route, "ns/a");
     assert!(error.to_string().contains("spec.upstream.url"), "{error}");
 }
