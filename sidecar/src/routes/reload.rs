@@ -14,7 +14,6 @@ use crate::metrics::Metrics;
 use crate::proxy::body::RequestBody;
 use crate::ready::Readiness;
 use crate::record::Recorder;
-use crate::routes::watch::{RouteWatch, Timing};
 use crate::routes::{RouteSet, SharedRoutes};
 use crate::upstream::Upstreams;
 
@@ -22,8 +21,6 @@ use crate::upstream::Upstreams;
 pub struct Reloader {
     /// Where they come from.
     pub source: RouteSource,
-    /// Started by [`Self::first`], so that no change is missed.
-    pub watch: Option<RouteWatch>,
     /// Where they go.
     pub shared: SharedRoutes,
     /// Pools for their upstreams.
@@ -40,16 +37,7 @@ pub struct Reloader {
 
 impl Reloader {
     /// Reads the routes for the first time; what is wrong with them is an error here.
-    pub async fn first(&mut self) -> anyhow::Result<()> {
-        let paths = self.source.watch.clone();
-        if !paths.is_empty() {
-            let start = move || RouteWatch::start(paths, Timing::default());
-            self.watch = Some(
-                tokio::task::spawn_blocking(start)
-                    .await
-                    .context("watching the routes")?,
-            );
-        }
+    pub async fn first(&self) -> anyhow::Result<()> {
         match self.read().await? {
             Some(table) => self.swap(&table)?,
             None => tracing::warn!(
@@ -62,10 +50,7 @@ impl Reloader {
 
     /// Follows the changes for as long as the process lives.
     pub async fn follow(mut self) {
-        let Some(mut watch) = self.watch.take() else {
-            return std::future::pending().await;
-        };
-        while watch.changed().await.is_ok() {
+        while self.source.watch.changed().await.is_ok() {
             if let Err(error) = self.reload().await {
                 let error = format!("{error:#}");
                 tracing::error!(%error, "the changed routes cannot be used; the last good ones serve on");
