@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::credential::Application;
 use crate::credential::client::{ControlPlaneConfig, Flavour};
-use crate::error::Code;
 
 /// A gateway whose answers, by connection, can be changed while it runs.
 #[derive(Default)]
