@@ -12,6 +12,7 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, Method};
 
+use crate::access::pattern::PathReading;
 use crate::access::rule::{Effect, Rule};
 use crate::path;
 use crate::spec::{AccessMode, AccessSpec};
@@ -101,6 +102,7 @@ impl Access {
     }
 
     fn allows_reading(&self, request: &AccessRequest<'_>, path: &str) -> bool {
+        let path = &PathReading::new(path);
         let allowed = self
             .allow
             .as_ref()

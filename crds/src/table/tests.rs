@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -132,4 +133,17 @@ fn a_bomb_is_not_unpacked() {
         RouteTable::decode(&bomb),
         Err(TableError::TooLarge)
     ));
+}
+
+proptest! {
+    #[test]
+    fn reading_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+        drop(RouteTable::decode(&bytes));
+        drop(RouteTable::decode(&[&[0x1f, 0x8b][..], &bytes].concat()));
+    }
+
+    #[test]
+    fn an_odd_field_never_panics(name in "[a-zA-Z]{1,8}", value in "[0-9\\[\\]{}\",:a-z]{0,12}") {
+        drop(RouteTable::decode(&wire(json!([{"name": "a", "provider": "a", name: value}]))));
+    }
 }
