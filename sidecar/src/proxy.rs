@@ -79,8 +79,9 @@ impl Proxy {
             Err(error) => {
                 record.failed(&error);
                 let response = error.response(record.request_id(), grpc);
-                response
-                    .map(|body| AgentBody::Full(Some(body).filter(|body| !body.is_empty()), record))
+                response.map(|body| {
+                    AgentBody::Full(Some(body).filter(|body| !body.is_empty()), Box::new(record))
+                })
             }
         }
     }
@@ -410,32 +411,28 @@ async fn forward(
             (None, Some(left)) => left,
             (None, None) => return answered(send.await),
         };
-        match timeout(wait, &mut send).await {
-            Ok(result) => return answered(result),
-            Err(_) => {
-                let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-                let uploaded = signed
-                    .progress
-                    .as_ref()
-                    .map_or(0, |progress| progress.bytes());
-                let uploading = signed
-                    .progress
-                    .as_ref()
-                    .is_some_and(|progress| !progress.finished());
-                if late || !uploading || uploaded == taken {
-                    let name = if late {
-                        "timeouts.request"
-                    } else {
-                        "timeouts.responseHeader"
-                    };
-                    return Err(ProxyError::new(
-                        Code::UpstreamTimeout,
-                        format!("the upstream did not answer within the route's {name}"),
-                    ));
-                }
-                taken = uploaded;
-            }
+        if let Ok(result) = timeout(wait, &mut send).await {
+            return answered(result);
         }
+        let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let uploaded = signed
+            .progress
+            .as_ref()
+            .map_or(0, |progress| progress.bytes());
+        let uploading = signed
+            .progress
+            .as_ref()
+            .is_some_and(|progress| !progress.finished());
+        if late || !uploading || uploaded == taken {
+            let name = if late {
+                "timeouts.request"
+            } else {
+                "timeouts.responseHeader"
+            };
+            let detail = format!("the upstream did not answer within the route's {name}");
+            return Err(ProxyError::new(Code::UpstreamTimeout, detail));
+        }
+        taken = uploaded;
     }
 }
 

@@ -42,6 +42,14 @@ pub enum Addressing {
     Absolute(Box<str>),
 }
 
+/// The parts of a path that begins with `/via/`.
+#[derive(Debug, PartialEq, Eq)]
+struct Via<'a> {
+    prefix: &'a str,
+    provider: &'a str,
+    tenant: Option<&'a str>,
+}
+
 /// What a request names before it is looked up.
 struct Asked<'a> {
     provider: Option<&'a str>,
@@ -63,7 +71,12 @@ pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Ta
             path_and_query,
             Addressing::Headers,
         )
-    } else if let Some((prefix, provider, tenant)) = via(path)? {
+    } else if let Some(Via {
+        prefix,
+        provider,
+        tenant,
+    }) = via(path)?
+    {
         let rest = &path_and_query.as_str()[prefix.len()..];
         let rest = if rest.starts_with('/') {
             rest.to_owned()
@@ -198,7 +211,7 @@ fn path_and_query(parts: &Parts) -> Result<PathAndQuery, ProxyError> {
 }
 
 /// Splits `/via/<provider>[@<tenant>]` off a raw path, never decoding it.
-fn via(path: &str) -> Result<Option<(&str, &str, Option<&str>)>, ProxyError> {
+fn via(path: &str) -> Result<Option<Via<'_>>, ProxyError> {
     let Some(rest) = path.strip_prefix(VIA) else {
         return Ok(None);
     };
@@ -213,7 +226,12 @@ fn via(path: &str) -> Result<Option<(&str, &str, Option<&str>)>, ProxyError> {
         ));
     }
     tenant.map_or(Ok(()), check_tenant)?;
-    Ok(Some((&path[..VIA.len() + segment.len()], provider, tenant)))
+    let prefix = &path[..VIA.len() + segment.len()];
+    Ok(Some(Via {
+        prefix,
+        provider,
+        tenant,
+    }))
 }
 
 /// The authority of an absolute-form target. Over HTTP/2 every target has one, so there only a host that is
@@ -528,19 +546,25 @@ mod tests {
 
     #[test]
     fn a_via_prefix_is_split_raw() {
+        let split = |path| {
+            via(path).ok().flatten().map(
+                |Via {
+                     prefix,
+                     provider,
+                     tenant,
+                 }| (prefix, provider, tenant),
+            )
+        };
         assert_eq!(
-            via("/via/github/user").ok().flatten(),
+            split("/via/github/user"),
             Some(("/via/github", "github", None))
         );
+        assert_eq!(split("/via/github"), Some(("/via/github", "github", None)));
         assert_eq!(
-            via("/via/github").ok().flatten(),
-            Some(("/via/github", "github", None))
-        );
-        assert_eq!(
-            via("/via/gh@t:1//a%2Fb").ok().flatten(),
+            split("/via/gh@t:1//a%2Fb"),
             Some(("/via/gh@t:1", "gh", Some("t:1")))
         );
-        assert_eq!(via("/user").ok().flatten(), None);
+        assert_eq!(split("/user"), None);
         for bad in [
             "/via/",
             "/via//x",
