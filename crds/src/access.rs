@@ -12,6 +12,7 @@ use std::borrow::Cow;
 
 use http::{HeaderMap, Method};
 
+use crate::access::pattern::PathReading;
 use crate::access::rule::{Effect, Rule};
 use crate::path;
 use crate::spec::{AccessMode, AccessSpec};
@@ -84,8 +85,8 @@ impl Access {
 
     /// Builds every glob set, so that one too large to build is an error before it is used.
     pub fn build(&self) -> Result<(), AccessError> {
-        let rules = self.allow.iter().flatten().chain(&self.deny);
-        rules.map(Rule::build).collect()
+        let mut rules = self.allow.iter().flatten().chain(&self.deny);
+        rules.try_for_each(Rule::build)
     }
 
     /// `true` if the request is allowed: some allow rule (if there are any) matches every reading of the
@@ -101,6 +102,7 @@ impl Access {
     }
 
     fn allows_reading(&self, request: &AccessRequest<'_>, path: &str) -> bool {
+        let path = &PathReading::new(path);
         let allowed = self
             .allow
             .as_ref()

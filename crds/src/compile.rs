@@ -138,16 +138,13 @@ impl Accepted {
             check_mergeable(&self.routes[at].1, &route.table)?;
         }
         self.claims.claim(route, grants)?;
-        match rival {
-            Some(at) => {
-                let connections = route.table.connections.iter().cloned();
-                self.routes[at].1.connections.extend(connections);
-            }
-            None => {
-                rivals.push(self.routes.len());
-                self.routes
-                    .push((route.namespace.clone(), route.table.clone()));
-            }
+        if let Some(at) = rival {
+            let connections = route.table.connections.iter().cloned();
+            self.routes[at].1.connections.extend(connections);
+        } else {
+            rivals.push(self.routes.len());
+            self.routes
+                .push((route.namespace.clone(), route.table.clone()));
         }
         Ok(())
     }

@@ -2,6 +2,8 @@
 //!
 //! Nothing here does I/O, reads a clock or needs an async runtime.
 
+#![warn(missing_docs)]
+
 pub mod access;
 pub mod compile;
 pub mod grants;

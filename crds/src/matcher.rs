@@ -73,6 +73,7 @@ pub struct Upstream {
 
 /// HTTP version to speak to an upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::schema::undescribed)]
 pub enum UpstreamProtocol {
     /// ALPN decides over TLS; HTTP/1.1 in clear text.
     #[default]
@@ -162,7 +163,7 @@ pub struct Timeouts {
 impl Default for Timeouts {
     fn default() -> Self {
         // Models think for minutes before the first byte of an answer.
-        let silence = Duration::from_secs(660);
+        let silence = Duration::from_mins(11);
         Self {
             connect: Duration::from_secs(10),
             response_header: Some(silence),
@@ -210,6 +211,7 @@ pub struct ResponseRules {
 
 /// What happens to a credential found in an answer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::schema::undescribed)]
 pub enum Scrub {
     /// Masked at the same length.
     #[default]
@@ -222,6 +224,7 @@ pub enum Scrub {
 
 /// Where links to the upstream are rewritten.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::schema::undescribed)]
 pub enum RewriteLinks {
     /// In the link headers.
     #[default]

@@ -82,9 +82,12 @@ pub fn readings(path: &str) -> Vec<Cow<'_, str>> {
 
 /// `true` if the path has one reading: itself.
 pub(crate) fn is_plain(path: &str) -> bool {
-    let bytes = path.as_bytes();
-    !bytes.iter().any(|b| matches!(b, b'%' | b'\\' | b';'))
-        && !bytes.windows(2).any(|pair| pair == b"//")
+    let mut previous = 0;
+    path.bytes().all(|byte| {
+        let doubled = byte == b'/' && previous == b'/';
+        previous = byte;
+        !doubled && !matches!(byte, b'%' | b'\\' | b';')
+    })
 }
 
 /// Judges single bytes; `true` if nothing in the path could hide a dot segment.
@@ -152,9 +155,9 @@ fn cut_params(path: &str) -> String {
 
 fn drop_empty(path: &str) -> String {
     let mut kept = String::with_capacity(path.len());
-    for byte in path.chars() {
-        if byte != '/' || !kept.ends_with('/') {
-            kept.push(byte);
+    for char in path.chars() {
+        if char != '/' || !kept.ends_with('/') {
+            kept.push(char);
         }
     }
     kept

@@ -29,8 +29,15 @@ pub fn custom_resource_definitions() -> Vec<CustomResourceDefinition> {
     definitions
 }
 
-/// Gives integers a format that API servers know; Rust's unsigned ones cause a warning at every apply.
+/// Leaves out a type's description, where it would take the place of the field's.
+pub(crate) fn undescribed(schema: &mut schemars::Schema) {
+    schema.remove("description");
+}
+
+/// Makes of an optional field one that may be absent and not also null, which rules would have to tell apart, and
+/// gives integers a format that API servers know: Rust's unsigned ones cause a warning at every apply.
 fn tidy(schema: &mut JSONSchemaProps) {
+    schema.nullable = None;
     if let Some(format) = &mut schema.format
         && format.starts_with("uint")
     {

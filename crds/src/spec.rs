@@ -89,6 +89,7 @@ pub struct AccessSpec {
 
 /// Whether access rules refuse or only report.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::schema::undescribed)]
 pub enum AccessMode {
     /// A request that breaks a rule is refused.
     #[default]
@@ -212,6 +213,7 @@ pub struct ResponseSpec {
 
 /// Whether an agent's `Accept-Encoding` reaches the upstream.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::schema::undescribed)]
 pub enum Compression {
     /// Uncompressed answers are asked for.
     #[default]
@@ -222,6 +224,7 @@ pub enum Compression {
 
 /// What happens to cookies.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = crate::schema::undescribed)]
 pub enum SetCookie {
     /// The agent sees none.
     #[default]

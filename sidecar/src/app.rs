@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -27,6 +26,7 @@ use crate::ready::Readiness;
 use crate::record::Recorder;
 use crate::record::writer::AccessWriter;
 use crate::routes::reload::Reloader;
+use crate::routes::watch::RouteWatch;
 use crate::routes::{SharedRoutes, Tenants};
 use crate::server::Server;
 use crate::server::activity::Connections;
@@ -58,8 +58,8 @@ pub type LoadRoutes = dyn Fn() -> anyhow::Result<Option<RouteTable>> + Send + Sy
 pub struct RouteSource {
     /// Reads them; `None` when there is nothing to read.
     pub load: Arc<LoadRoutes>,
-    /// What to watch for changes.
-    pub watch: Vec<PathBuf>,
+    /// Says when to read them again; started before the first reading, so that no change is missed.
+    pub watch: RouteWatch,
 }
 
 /// A sidecar with its ports bound.
@@ -108,9 +108,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         AccessWriter::stdout()?,
         Arc::clone(&metrics),
     ));
-    let mut reloader = Reloader {
+    let reloader = Reloader {
         source: routes,
-        watch: None,
         shared: Arc::clone(&shared),
         upstreams,
         credentials: Arc::clone(&credentials),

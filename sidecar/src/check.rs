@@ -31,13 +31,9 @@ pub fn run(paths: &[PathBuf], out: &mut impl Write) -> io::Result<u8> {
             }
         }
     }
-    match Manifests::new(objects) {
-        Ok(manifests) => {
-            routes += manifests.routes.len();
-            problems.extend(manifests.compile().1);
-        }
-        Err(failure) => problems.extend_from_slice(failure.problems()),
-    }
+    let manifests = Manifests::new(objects);
+    routes += manifests.routes.len();
+    problems.extend(manifests.compile().1);
     report(&problems, routes, unreadable, out)
 }
 
@@ -118,6 +114,16 @@ mod tests {
         let (code, out) = check(&[("r.yaml", &text)]);
         assert_eq!(code, WRONG, "{out}");
         assert!(out.contains("r.yaml:6:14: spec.upstream.url: "), "{out}");
+    }
+
+    #[test]
+    fn one_wrong_document_does_not_hide_what_is_wrong_with_another() {
+        let second = ROUTE.replace("name: p", "name: q");
+        let text = format!("{ROUTE}  upstrem: {{}}\n---\n{second}  upstream: {{url: ftp://x}}\n");
+        let (code, out) = check(&[("r.yaml", &text)]);
+        assert_eq!(code, WRONG, "{out}");
+        assert!(out.contains("r.yaml:6:3: spec.upstrem: "), "{out}");
+        assert!(out.contains("r.yaml:13:14: spec.upstream.url: "), "{out}");
     }
 
     #[test]

@@ -7,13 +7,14 @@ pub(crate) mod broker;
 pub(crate) mod builtin;
 pub(crate) mod credentials;
 pub(crate) mod echo;
+mod loader;
 pub(crate) mod vault;
 
 use std::fmt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::PathBuf;
+use std::sync::Arc;
 
 use axum::Router;
 use secrecy::SecretString;
@@ -21,12 +22,12 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use url::Url;
 
-use self::banner::RouteLine;
-use self::bindings::bind;
 pub use self::credentials::Environment;
+pub use self::loader::DevLoader;
+use self::loader::RouteSource;
 use self::vault::{CredentialSource, Vault};
-use crate::manifest::problem::{Problem, Severity};
-use crate::manifest::{self, Contents, Failure, Loaded, Manifests, objects};
+use crate::manifest::{Failure, Loaded};
+use crate::routes::watch::{RouteWatch, Timing};
 
 /// What the user asked for.
 #[derive(Clone, Debug)]
@@ -69,6 +70,8 @@ pub struct DevSetup {
     pub loaded: Loaded,
     /// Makes the next ones.
     pub loader: Arc<DevLoader>,
+    /// Says when the next one is due; never without files.
+    pub watch: RouteWatch,
     /// Broker and echo upstream; they run until dropped, and one that ends is a failure.
     pub servers: JoinSet<io::Result<()>>,
 }
@@ -103,20 +106,19 @@ pub async fn prepare(options: DevOptions) -> Result<DevSetup, SetupError> {
             return Err(SetupError::Options(message));
         }
     };
-    let loader = Arc::new(DevLoader {
-        routes,
-        vault: Arc::new(Vault::new(source, options.environment)),
-        lines: Mutex::default(),
-    });
+    let vault = Arc::new(Vault::new(source, options.environment));
+    let loader = Arc::new(DevLoader::new(routes, Arc::clone(&vault)));
+    let watch = RouteWatch::start(loader.watched(), Timing::default());
     let first = loader.load()?;
     let key = builtin::secret()?;
-    let broker = broker::router(Arc::clone(&loader.vault), key.clone().into());
+    let broker = broker::router(vault, key.clone().into());
     let broker = serve(&mut servers, broker).await?;
     Ok(DevSetup {
         gateway_url: Url::parse(&format!("http://{broker}"))?,
         api_key: key.into(),
         loaded: first,
         loader,
+        watch,
         servers,
     })
 }
@@ -133,92 +135,11 @@ async fn serve(
     Ok(address)
 }
 
-enum RouteSource {
-    BuiltIn(String),
-    Path(PathBuf),
-}
-
-/// Loads routes and binds credentials to them.
-pub struct DevLoader {
-    routes: RouteSource,
-    vault: Arc<Vault>,
-    lines: Mutex<Vec<RouteLine>>,
-}
-
-impl fmt::Debug for DevLoader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DevLoader")
-            .field("watched", &self.watched())
-            .finish_non_exhaustive()
-    }
-}
-
-impl DevLoader {
-    /// The files whose changes call for another [`Self::load`].
-    pub fn watched(&self) -> Vec<PathBuf> {
-        let routes = match &self.routes {
-            RouteSource::BuiltIn(_) => None,
-            RouteSource::Path(path) => Some(path.clone()),
-        };
-        let credentials = self.vault.watched().map(Path::to_owned);
-        routes.into_iter().chain(credentials).collect()
-    }
-
-    /// Loads the files as they are now. Blocks: it reads and compiles. After a failure the broker goes on as before.
-    pub fn load(&self) -> Result<Loaded, Failure> {
-        let (path, objects) = match &self.routes {
-            RouteSource::BuiltIn(text) => {
-                let path = Path::new("built-in routes");
-                (path, objects::read(path, text).map_err(Failure::Invalid)?)
-            }
-            RouteSource::Path(path) => match manifest::read(path)? {
-                Contents::Objects(objects) => (path.as_path(), objects),
-                Contents::Table(_) => {
-                    let message = "a compiled table; dev takes NexusRoute manifests";
-                    return Err(Failure::Invalid(vec![Problem::error(path, message)]));
-                }
-            },
-        };
-        let mut manifests = Manifests::new(objects)?;
-        let credentials = self.vault.credentials().map_err(Failure::Invalid)?;
-        let bound = bind(&mut manifests, &credentials, &self.vault);
-        let loaded = manifests.into_loaded(path);
-        let wrong = bound
-            .problems
-            .iter()
-            .any(|it| it.severity == Severity::Error);
-        let mut loaded = match loaded {
-            Ok(loaded) if !wrong => loaded,
-            Ok(loaded) => return Err(Failure::Invalid(join(loaded.warnings, bound.problems))),
-            Err(failure) => {
-                let problems = failure.problems().to_vec();
-                return Err(Failure::Invalid(join(problems, bound.problems)));
-            }
-        };
-        self.vault.set_strategies(bound.strategies);
-        *self.lines.lock().unwrap_or_else(PoisonError::into_inner) = bound.lines;
-        loaded.warnings.extend(bound.problems);
-        Ok(loaded)
-    }
-
-    /// What to print, after the ready line, once the proxy listens on `proxy`.
-    pub fn banner(&self, proxy: SocketAddr) -> String {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        match &self.routes {
-            RouteSource::BuiltIn(_) => banner::built_in(proxy),
-            RouteSource::Path(_) => banner::own(proxy, &lines),
-        }
-    }
-}
-
-fn join(mut problems: Vec<Problem>, more: Vec<Problem>) -> Vec<Problem> {
-    problems.extend(more);
-    problems
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::path::Path;
+    use std::time::Duration;
 
     use secrecy::ExposeSecret;
     use tempfile::TempDir;
@@ -353,9 +274,10 @@ mod tests {
             .iter()
             .map(ToString::to_string)
             .collect();
+        assert_eq!(warnings.len(), 2, "{warnings:#?}");
         let found = |text: &str| warnings.iter().any(|it| it.contains(text));
         assert!(
-            found("routes.yaml:11:1: warning: spec: no credential for provider b"),
+            found("routes.yaml:11:1: warning: spec.connections: no credential for provider b"),
             "{warnings:#?}"
         );
         assert!(
@@ -395,6 +317,27 @@ mod tests {
         fs::write(dir.path().join("routes.yaml"), "a: [").unwrap();
         assert!(setup.loader.load().is_err());
         assert_eq!(token(&setup, 0).await["access_token"], "t");
+    }
+
+    #[tokio::test]
+    async fn changes_of_either_file_are_noticed() {
+        let dir = files(
+            &route("github", ""),
+            "credentials: {github: {access_token: t}}",
+        );
+        let mut setup = prepare(options(Some(&dir))).await.unwrap();
+        for (name, text) in [
+            (
+                "credentials.yaml",
+                "credentials: {b: {api_key: k}}".to_owned(),
+            ),
+            ("routes.yaml", route("b", "")),
+        ] {
+            fs::write(dir.path().join(name), text).unwrap();
+            let changed = tokio::time::timeout(Duration::from_secs(5), setup.watch.changed());
+            changed.await.unwrap().unwrap();
+        }
+        assert_eq!(setup.loader.load().unwrap().table.routes[0].provider, "b");
     }
 
     #[tokio::test]

@@ -7,30 +7,23 @@
 pub(crate) mod files;
 pub(crate) mod objects;
 pub mod problem;
+mod typed;
 pub(crate) mod yaml;
 
-use std::collections::HashSet;
 use std::error::Error;
 use std::fmt;
 use std::io;
 use std::path::Path;
 
-use nexus_crds::compile::compile;
-use nexus_crds::grants::Grants;
 use nexus_crds::matcher::{LoadError, Matcher};
-use nexus_crds::provider::NexusProvider;
-use nexus_crds::route::NexusRoute;
-use nexus_crds::status::{self, Verdict};
 use nexus_crds::table::RouteTable;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 
 use self::files::Text;
-use self::objects::{Kind, Object};
-use self::problem::{Position, Problem, Severity};
-
-/// Namespace of manifests that name none, as `kubectl` has it.
-const DEFAULT_NAMESPACE: &str = "default";
+use self::objects::Object;
+use self::problem::{Position, Problem};
+pub(crate) use self::typed::Manifests;
 
 /// Routes that can be served.
 #[derive(Debug)]
@@ -82,7 +75,7 @@ pub fn load(path: &Path) -> Result<Loaded, Failure> {
             table,
             warnings: Vec::new(),
         }),
-        Contents::Objects(objects) => Manifests::new(objects)?.into_loaded(path),
+        Contents::Objects(objects) => Manifests::new(objects).into_loaded(path),
     }
 }
 
@@ -132,116 +125,6 @@ pub(crate) fn read(path: &Path) -> Result<Contents, Failure> {
         Some((_, table)) => Contents::Table(table),
         None => Contents::Objects(objects),
     })
-}
-
-/// Manifests by type, each with where it stands.
-pub(crate) struct Manifests {
-    pub(crate) routes: Vec<NexusRoute>,
-    pub(crate) route_objects: Vec<Object>,
-    pub(crate) providers: Vec<NexusProvider>,
-    provider_objects: Vec<Object>,
-}
-
-impl Manifests {
-    /// Gives objects their types.
-    pub(crate) fn new(objects: Vec<Object>) -> Result<Self, Failure> {
-        let mut this = Self {
-            routes: Vec::new(),
-            route_objects: Vec::new(),
-            providers: Vec::new(),
-            provider_objects: Vec::new(),
-        };
-        let mut problems = Vec::new();
-        let mut names = HashSet::new();
-        for object in objects {
-            if !names.insert(object.identity()) {
-                let message = "an earlier document has the same kind, namespace and name";
-                problems.push(object.error("metadata.name", message));
-                continue;
-            }
-            let result = match object.kind {
-                Kind::Route => object.typed::<NexusRoute>().map(|mut route| {
-                    let namespace = &mut route.metadata.namespace;
-                    namespace.get_or_insert_with(|| DEFAULT_NAMESPACE.to_owned());
-                    this.routes.push(route);
-                    this.route_objects.push(object);
-                }),
-                Kind::Provider => object.typed::<NexusProvider>().map(|provider| {
-                    this.providers.push(provider);
-                    this.provider_objects.push(object);
-                }),
-            };
-            problems.extend(result.err());
-        }
-        if problems.is_empty() {
-            Ok(this)
-        } else {
-            Err(Failure::Invalid(problems))
-        }
-    }
-
-    /// Compiles, and says of every verdict where in the files it belongs.
-    pub(crate) fn compile(&self) -> (Vec<RouteTable>, Vec<Problem>) {
-        let compiled = compile(&self.routes, &self.providers, &Grants::Local);
-        let problems = compiled
-            .verdicts
-            .iter()
-            .flat_map(|verdict| self.problems(verdict))
-            .collect();
-        (compiled.tables.into_values().collect(), problems)
-    }
-
-    /// The one table of a sidecar. `path` is named where no single file is at fault.
-    pub(crate) fn into_loaded(self, path: &Path) -> Result<Loaded, Failure> {
-        let (mut tables, mut problems) = self.compile();
-        if let Some(problem) = self.second_namespace() {
-            problems.push(problem);
-        }
-        if self.routes.is_empty() {
-            problems.push(Problem::error(
-                path,
-                "no NexusRoute; there is nothing to serve",
-            ));
-        }
-        if problems.iter().any(|it| it.severity == Severity::Error) {
-            return Err(Failure::Invalid(problems));
-        }
-        match tables.pop() {
-            Some(table) => Ok(Loaded {
-                table,
-                warnings: problems,
-            }),
-            None => Err(Failure::Invalid(vec![Problem::error(path, "no table")])),
-        }
-    }
-
-    fn second_namespace(&self) -> Option<Problem> {
-        let first = self.routes.first()?.metadata.namespace.as_deref()?;
-        let other = |route: &NexusRoute| route.metadata.namespace.as_deref() != Some(first);
-        let index = self.routes.iter().position(other)?;
-        let message = format!("a sidecar serves one namespace, and earlier routes are of {first}");
-        Some(
-            self.route_objects
-                .get(index)?
-                .error("metadata.namespace", message),
-        )
-    }
-
-    fn problems(&self, verdict: &Verdict) -> Vec<Problem> {
-        let objects = match verdict.kind {
-            status::Kind::Route => &self.route_objects,
-            status::Kind::Provider => &self.provider_objects,
-        };
-        let Some(object) = objects.get(verdict.index) else {
-            return Vec::new();
-        };
-        let refusal = verdict.result.as_ref().err();
-        let refusal =
-            refusal.map(|it| object.error(&it.field, format!("{} ({})", it.message, it.reason)));
-        let warnings = verdict.warnings.iter();
-        let warnings = warnings.map(|it| object.warning(&it.field, it.message.as_str()));
-        refusal.into_iter().chain(warnings).collect()
-    }
 }
 
 /// True if a file is meant as a compiled table: a JSON object with a `format` and no `kind`.

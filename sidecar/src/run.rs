@@ -16,6 +16,7 @@ use crate::dev::{self, DevOptions, DevSetup};
 use crate::manifest::problem::Problem;
 use crate::manifest::{self, Failure, Loaded};
 use crate::routes::Tenants;
+use crate::routes::watch::{RouteWatch, Timing};
 use crate::telemetry;
 
 /// Serves until the process is told to stop.
@@ -33,17 +34,23 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
         max_age: control.credential_max_age,
         ..CacheSettings::default()
     };
-    let config = Config {
-        control: ControlPlane::new(control_plane(control)?)?,
-        cache,
-        tenants: allowed(tenants)?,
-        routes: RouteSource {
-            watch: vec![routes.clone()],
-            load: Arc::new(move || load(&routes)),
-        },
-        serve,
-    };
-    runtime(&config.serve)?.block_on(async { app::build(config).await?.run("").await })
+    let control = ControlPlane::new(control_plane(control)?)?;
+    let tenants = allowed(tenants)?;
+    runtime(&serve)?.block_on(async {
+        let watch = RouteWatch::start(vec![routes.clone()], Timing::default());
+        let load = Arc::new(move || load(&routes));
+        let routes = RouteSource { load, watch };
+        app::build(Config {
+            serve,
+            routes,
+            control,
+            cache,
+            tenants,
+        })
+        .await?
+        .run("")
+        .await
+    })
 }
 
 /// Serves the built-in routes, or the user's own, with credentials from a broker in this process.
@@ -66,6 +73,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
             api_key,
             loaded,
             loader,
+            watch,
             mut servers,
         } = dev::prepare(options).await?;
         warn(&loaded.warnings);
@@ -77,7 +85,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
         let bound = app::build(Config {
             serve,
             routes: RouteSource {
-                watch: loader.watched(),
+                watch,
                 load: Arc::new(move || table(reload.load())),
             },
             control: ControlPlane::new(control)?,

@@ -9,6 +9,26 @@ use crate::access::rule::Effect;
 /// Alternatives of one pattern once `{a,b}` is written out.
 const MAX_ALTERNATIVES: usize = 256;
 const MAX_LENGTH: usize = 1024;
+/// Stands for a written `**` while braces are written out, so that `{*,a}*` cannot turn into one.
+const ANY_DEPTH: char = '\u{1}';
+
+/// One reading of a path, made ready for every rule's patterns.
+#[derive(Debug)]
+pub(super) struct PathReading<'a> {
+    whole: Candidate<'a>,
+    /// Many servers answer `/a/` with `/a`, so what denies the one denies the other.
+    without_slash: Option<Candidate<'a>>,
+}
+
+impl<'a> PathReading<'a> {
+    pub(super) fn new(path: &'a str) -> Self {
+        let without_slash = path.strip_suffix('/').filter(|path| !path.is_empty());
+        Self {
+            whole: Candidate::from_bytes(path),
+            without_slash: without_slash.map(Candidate::from_bytes),
+        }
+    }
+}
 
 /// The patterns of one rule; checked at once, made into an automaton when first used.
 #[derive(Debug)]
@@ -44,17 +64,13 @@ impl Patterns {
     }
 
     /// `true` if some pattern matches the path. A set that cannot be built denies.
-    pub(super) fn matches(&self, path: &str) -> bool {
+    pub(super) fn matches(&self, path: &PathReading<'_>) -> bool {
         let Some(set) = self.set() else {
             return self.effect == Effect::Deny;
         };
-        let matches = |path: &str| set.is_match_candidate(&Candidate::from_bytes(path));
-        if matches(path) {
-            return true;
-        }
-        // Many servers answer `/a/` with `/a`, so what denies the one denies the other.
-        let other = path.strip_suffix('/').filter(|other| !other.is_empty());
-        self.effect == Effect::Deny && other.is_some_and(matches)
+        let matches = |path: &Candidate<'_>| set.is_match_candidate(path);
+        matches(&path.whole)
+            || self.effect == Effect::Deny && path.without_slash.as_ref().is_some_and(matches)
     }
 
     fn set(&self) -> Option<&GlobSet> {
@@ -87,8 +103,6 @@ fn alternatives(pattern: &str) -> Result<Vec<String>, String> {
     if pattern.contains(|c: char| c.is_control()) {
         return Err("has a control character".to_owned());
     }
-    // Stands for a written `**`, so that `{*,a}*` cannot turn into one.
-    const ANY_DEPTH: char = '\u{1}';
     let marked = pattern.replace("**", ANY_DEPTH.encode_utf8(&mut [0; 4]));
     let segments = |plain: &str| {
         plain
@@ -212,7 +226,7 @@ mod tests {
     fn matches(pattern: &str, path: &str) -> bool {
         let patterns = Patterns::parse(&[pattern.to_owned()], Effect::Allow, false).unwrap();
         assert!(patterns.build());
-        patterns.matches(path)
+        patterns.matches(&PathReading::new(path))
     }
 
     #[test]
@@ -274,15 +288,15 @@ mod tests {
     #[test]
     fn a_deny_pattern_also_meets_the_path_with_a_trailing_slash() {
         let patterns = Patterns::parse(&["/user".to_owned()], Effect::Deny, false).unwrap();
-        assert!(patterns.matches("/user/"));
+        assert!(patterns.matches(&PathReading::new("/user/")));
         let patterns = Patterns::parse(&["/user/*".to_owned()], Effect::Deny, false).unwrap();
-        assert!(patterns.matches("/user/"));
+        assert!(patterns.matches(&PathReading::new("/user/")));
     }
 
     #[test]
     fn case_is_ignored_where_asked() {
         let patterns = Patterns::parse(&["/Sites/*/X".to_owned()], Effect::Allow, true).unwrap();
-        assert!(patterns.matches("/sITES/a/x"));
+        assert!(patterns.matches(&PathReading::new("/sITES/a/x")));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use http::{HeaderName, Method};
 
-use crate::access::pattern::Patterns;
+use crate::access::pattern::{PathReading, Patterns};
 use crate::access::{AccessError, AccessRequest, query};
 use crate::matcher::values;
 use crate::spec::AccessRuleSpec;
@@ -99,7 +99,7 @@ impl Rule {
     }
 
     /// Judges one reading of the request's path; the cheap conditions come first.
-    pub(super) fn matches(&self, request: &AccessRequest<'_>, path: &str) -> bool {
+    pub(super) fn matches(&self, request: &AccessRequest<'_>, path: &PathReading<'_>) -> bool {
         self.method_matches(request.method)
             && self.headers_match(request)
             && self.query_matches(request.query)

@@ -179,6 +179,10 @@ fn merge_access(own: AccessSpec, default: AccessSpec) -> AccessSpec {
     }
 }
 
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "like its siblings, which have owned fields"
+)]
 fn merge_limits(own: LimitsSpec, default: LimitsSpec) -> LimitsSpec {
     let LimitsSpec {
         max_signed_body_bytes,

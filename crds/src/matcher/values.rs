@@ -101,10 +101,10 @@ mod tests {
     fn durations_are_read_as_documented() {
         for (text, expected) in [
             ("10s", Some(Duration::from_secs(10))),
-            ("660s", Some(Duration::from_secs(660))),
+            ("660s", Some(Duration::from_mins(11))),
             ("1m30s", Some(Duration::from_secs(90))),
             ("500ms", Some(Duration::from_millis(500))),
-            ("2h", Some(Duration::from_secs(7200))),
+            ("2h", Some(Duration::from_hours(2))),
             ("none", None),
         ] {
             assert_eq!(duration(text), Ok(expected), "{text}");

@@ -1,3 +1,4 @@
+use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
@@ -14,6 +15,7 @@ fn route(name: &str) -> TableRoute {
     }
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "reads better with literals")]
 fn wire(routes: Value) -> Vec<u8> {
     let table = json!({"format": 1, "minReader": 1, "revision": 5, "hash": "", "namespace": "a", "routes": routes});
     serde_json::to_vec(&table).unwrap()
@@ -131,4 +133,17 @@ fn a_bomb_is_not_unpacked() {
         RouteTable::decode(&bomb),
         Err(TableError::TooLarge)
     ));
+}
+
+proptest! {
+    #[test]
+    fn reading_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..256)) {
+        drop(RouteTable::decode(&bytes));
+        drop(RouteTable::decode(&[&[0x1f, 0x8b][..], &bytes].concat()));
+    }
+
+    #[test]
+    fn an_odd_field_never_panics(name in "[a-zA-Z]{1,8}", value in "[0-9\\[\\]{}\",:a-z]{0,12}") {
+        drop(RouteTable::decode(&wire(json!([{"name": "a", "provider": "a", name: value}]))));
+    }
 }

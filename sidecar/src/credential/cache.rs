@@ -18,7 +18,7 @@ use quick_cache::sync::Cache;
 use super::Credential;
 use super::client::ControlPlane;
 use super::status::FetchError;
-use crate::error::ProxyError;
+use crate::error::{Code, ProxyError};
 use slot::{Entry, Slot};
 
 /// Sizes and times of the cache.
@@ -245,14 +245,21 @@ impl CredentialCache {
         let settled = slot.settle(fetched, &self.settings, SystemTime::now());
         if let Err(error) = &settled {
             self.stats.failures.fetch_add(1, Ordering::Relaxed);
-            tracing::warn!(
-                connection = %connection.id,
-                code = error.code.class().code,
-                cause = error.internal.as_deref().unwrap_or_default(),
-                "no credential from the control plane"
-            );
+            report(connection, error);
         }
         settled
+    }
+}
+
+/// The one log line of a failed fetch. Being refused needs a person, so it is louder.
+fn report(connection: Connection, error: &ProxyError) {
+    let connection = connection.id;
+    let code = error.code.class().code;
+    let cause = error.internal.as_deref().unwrap_or_default();
+    if error.code == Code::BrokerRejected {
+        tracing::error!(%connection, code, cause, "the control plane refuses this sidecar");
+    } else {
+        tracing::warn!(%connection, code, cause, "no credential from the control plane");
     }
 }
 

@@ -276,3 +276,86 @@ impl<'a> Document<'a> {
             .map_err(|_| PayloadError::malformed("credentials", "has a field twice"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn answers_without_a_credential_are_told_from_malformed_ones() {
+        for body in [
+            "",
+            "{}",
+            "null",
+            "[]",
+            "<html>5551212</html>",
+            r#"{"token":{}}"#,
+            r#"{"token":null}"#,
+            r#"{"token":"5551212"}"#,
+            r#"{"error":"broker_unavailable","message":"m"}"#,
+            r#"{"code":13,"message":"m","details":[]}"#,
+            r#"{"ok":false,"error":"x"}"#,
+            r#"{"strategy":{"type":"oauth2"},"credentials":{"access_token":"5551212"}} x"#,
+            r#"{"strategy":{"type":"oauth2"},"strategy":{"type":"oauth2"}}"#,
+        ] {
+            let error = parse(body.as_bytes(), None, None).map(|_| ()).unwrap_err();
+            assert_eq!(error, PayloadError::NotACredential, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_field_called_token_does_not_hide_the_credential() {
+        let body = r#"{"strategy":{"type":"oauth2"},"token":{"access_token":"other"},"credentials":{"access_token":"t","token":{}}}"#;
+        let parsed = parse(body.as_bytes(), None, None).unwrap();
+        assert_eq!(parsed.fields.require("access_token"), Ok("t"));
+    }
+
+    #[test]
+    fn the_root_is_read_only_when_credentials_are_absent() {
+        let body =
+            r#"{"strategy":{"type":"oauth2"},"access_token":"root","credentials":{"scope":"x"}}"#;
+        assert!(
+            parse(body.as_bytes(), None, None)
+                .unwrap()
+                .fields
+                .require("access_token")
+                .is_err()
+        );
+        let body = r#"{"strategy":{"type":"oauth2"},"access_token":"root","expiry":"2026-11-24T09:11:52Z"}"#;
+        let parsed = parse(body.as_bytes(), None, None).unwrap();
+        assert_eq!(parsed.fields.require("access_token"), Ok("root"));
+        assert!(parsed.expires_at.is_some());
+    }
+
+    #[test]
+    fn only_the_fields_the_strategy_names_are_kept() {
+        let body = r#"{"strategy":{"type":"header"},"credentials":{"api_key":"k","refresh_token":"r","password":"p"}}"#;
+        let parsed = parse(body.as_bytes(), None, None).unwrap();
+        let names: Vec<_> = parsed
+            .fields
+            .values
+            .iter()
+            .map(|(name, _)| name.as_str())
+            .collect();
+        assert_eq!(names, ["api_key"]);
+        assert!(parsed.refreshable);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = parse(&body, None, None);
+        }
+
+        #[test]
+        fn no_value_of_a_field_panics_or_shows_in_an_error(value in r#"[a-z0-9{}\[\]",:.-]{0,24}"#) {
+            let body = format!(r#"{{"strategy":{{"type":"oauth2"}},"credentials":{{"access_token":"canary5551212","expires_at":{value}}}}}"#);
+            if let Err(error) = parse(body.as_bytes(), None, None) {
+                let shown = format!("{error} {error:?}");
+                prop_assert!(!shown.contains("5551212"));
+            }
+        }
+    }
+}

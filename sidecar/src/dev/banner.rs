@@ -10,8 +10,8 @@ pub(crate) struct RouteLine {
     pub(crate) provider: String,
     /// A tenant to name in the example, if the route has no connection without one.
     pub(crate) tenant: Option<String>,
-    /// Where requests go.
-    pub(crate) upstream: String,
+    /// A path to try.
+    pub(crate) path: String,
 }
 
 /// For the built-in routes.
@@ -46,7 +46,7 @@ pub(crate) fn own(proxy: SocketAddr, routes: &[RouteLine]) -> String {
         let RouteLine {
             provider,
             tenant,
-            upstream,
+            path,
         } = route;
         let tenant = tenant
             .as_ref()
@@ -54,14 +54,15 @@ pub(crate) fn own(proxy: SocketAddr, routes: &[RouteLine]) -> String {
         // Writing to a string cannot fail.
         let _ = writeln!(
             text,
-            "  curl -s http://{proxy}/via/{provider}{tenant}/    # {upstream}"
+            "  curl -s http://{proxy}/via/{provider}{tenant}{path}"
         );
     }
-    text.push_str(
+    let _ = write!(
+        text,
         "
-or set the base URL of an SDK to one of these. The agent sees the answers, with credentials masked in them, and never
-a key. Changes to the files are picked up while this runs.
-",
+or give an SDK the base URL http://{proxy}/via/PROVIDER, with what its usual one has behind the host. The agent sees the
+answers, with credentials masked in them, and never a key. Changes to the files are picked up while this runs.
+"
     );
     text
 }
@@ -90,11 +91,11 @@ mod tests {
         let route = RouteLine {
             provider: "github".into(),
             tenant: Some("t".into()),
-            upstream: "https://api.github.com".into(),
+            path: "/user".into(),
         };
         assert_eq!(
             lines(&own(proxy, &[route])),
-            ["curl -s http://127.0.0.1:8080/via/github@t/    # https://api.github.com"]
+            ["curl -s http://127.0.0.1:8080/via/github@t/user"]
         );
     }
 }

@@ -8,6 +8,7 @@ use nexus_crds::provider::NexusProvider;
 use nexus_crds::route::NexusRoute;
 use nexus_crds::spec::ConnectionSpec;
 use nexus_crds::strategy::{Strategy, StrategySpec};
+use url::Url;
 
 use super::banner::RouteLine;
 use super::credentials::{Credential, Owner};
@@ -135,10 +136,9 @@ impl<'a> Binder<'a> {
             self.bound.problems.push(warning);
             return;
         }
-        let upstream = route.spec.upstream.as_ref();
         self.bound.lines.push(RouteLine {
             provider: provider_name(route),
-            upstream: upstream.and_then(|it| it.url.clone()).unwrap_or_default(),
+            path: example_path(route),
             tenant: example_tenant(tenants),
         });
     }
@@ -152,7 +152,7 @@ impl<'a> Binder<'a> {
         }
         let name = provider_name(route);
         let message = format!("no credential for provider {name}: add `{name}: {{...}}` to {file}");
-        object.warning("spec", message)
+        object.warning("spec.connections", message)
     }
 
     /// Points out credentials that no route uses or that have no value now.
@@ -216,4 +216,36 @@ fn example_tenant(tenants: Vec<Option<String>>) -> Option<String> {
         return None;
     }
     tenants.into_iter().flatten().find(|tenant| tenant != "*")
+}
+
+/// A path to try, behind the base path: one that the rules allow as it stands, if there is one.
+fn example_path(route: &NexusRoute) -> String {
+    let url = route
+        .spec
+        .upstream
+        .as_ref()
+        .and_then(|it| it.url.as_deref());
+    let base = url.and_then(|url| Url::parse(url).ok());
+    let base = base
+        .as_ref()
+        .map_or("", |url| url.path())
+        .trim_end_matches('/');
+    let rules = route
+        .spec
+        .access
+        .as_ref()
+        .and_then(|it| it.allow.as_deref());
+    rules
+        .unwrap_or_default()
+        .iter()
+        .filter(|rule| {
+            let methods = rule.methods.as_deref();
+            methods.is_none_or(|it| it.iter().any(|method| method == "GET" || method == "*"))
+        })
+        .flat_map(|rule| rule.paths.iter().flatten())
+        .filter(|path| !path.contains(['*', '{']))
+        .find_map(|path| path.strip_prefix(base))
+        .filter(|path| path.starts_with('/'))
+        .unwrap_or("/")
+        .to_owned()
 }

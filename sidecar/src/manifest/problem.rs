@@ -13,7 +13,7 @@ pub enum Severity {
 }
 
 /// A place in a file, both counted from one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
     /// Line.
     pub line: u32,
@@ -71,6 +71,12 @@ impl Problem {
         let field = field.into();
         self.field = (!field.is_empty()).then_some(field);
         self
+    }
+
+    /// True if both are warnings about the same field of the same document.
+    pub(crate) fn same_place(&self, other: &Self) -> bool {
+        let place = |it: &Self| (it.severity, it.position, it.field.clone(), it.file.clone());
+        self.severity == Severity::Warning && place(self) == place(other)
     }
 }
 

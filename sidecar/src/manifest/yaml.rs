@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Number;
 use serde_saphyr::options::MergeKeyPolicy;
-use serde_saphyr::{Location, SnippetMode, Spanned};
+use serde_saphyr::{Location, RenderOptions, SnippetMode, Spanned, UserMessageFormatter};
 
 use super::problem::{Position, Problem};
 
@@ -76,11 +76,9 @@ pub(crate) fn parse(file: &Path, text: &str) -> Result<Vec<Node>, Problem> {
         .map_err(|error| {
             let error = error.without_snippet();
             // The library's text ends with the place, which the problem says in its own way.
-            let message = error.render_with_options({
-                let mut options = serde_saphyr::RenderOptions::default();
-                options.snippets = SnippetMode::Off;
-                options
-            });
+            let mut options = RenderOptions::new(&UserMessageFormatter);
+            options.snippets = SnippetMode::Off;
+            let message = error.render_with_options(options);
             let message = message
                 .rsplit_once(" at line ")
                 .map_or(message.as_str(), |(message, _)| message);

@@ -319,7 +319,10 @@ mod tests {
     use super::*;
 
     fn pair(name: &str) -> QueryPair {
-        QueryPair::new(name, "secret")
+        QueryPair {
+            name: name.to_owned(),
+            encoded: format!("{name}=secret").into(),
+        }
     }
 
     #[test]

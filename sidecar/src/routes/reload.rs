@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use anyhow::Context;
-use nexus_crds::table::RouteTable;
+use jiff::Timestamp;
+use nexus_crds::table::{RouteTable, next_revision};
 
 use crate::app::RouteSource;
 use crate::credential::cache::{CredentialCache, CredentialKey};
@@ -13,7 +14,6 @@ use crate::metrics::Metrics;
 use crate::proxy::body::RequestBody;
 use crate::ready::Readiness;
 use crate::record::Recorder;
-use crate::routes::watch::{RouteWatch, Timing};
 use crate::routes::{RouteSet, SharedRoutes};
 use crate::upstream::Upstreams;
 
@@ -21,8 +21,6 @@ use crate::upstream::Upstreams;
 pub struct Reloader {
     /// Where they come from.
     pub source: RouteSource,
-    /// Started by [`Self::first`], so that no change is missed.
-    pub watch: Option<RouteWatch>,
     /// Where they go.
     pub shared: SharedRoutes,
     /// Pools for their upstreams.
@@ -39,16 +37,7 @@ pub struct Reloader {
 
 impl Reloader {
     /// Reads the routes for the first time; what is wrong with them is an error here.
-    pub async fn first(&mut self) -> anyhow::Result<()> {
-        let paths = self.source.watch.clone();
-        if !paths.is_empty() {
-            let start = move || RouteWatch::start(paths, Timing::default());
-            self.watch = Some(
-                tokio::task::spawn_blocking(start)
-                    .await
-                    .context("watching the routes")?,
-            );
-        }
+    pub async fn first(&self) -> anyhow::Result<()> {
         match self.read().await? {
             Some(table) => self.swap(&table)?,
             None => tracing::warn!(
@@ -61,10 +50,7 @@ impl Reloader {
 
     /// Follows the changes for as long as the process lives.
     pub async fn follow(mut self) {
-        let Some(mut watch) = self.watch.take() else {
-            return std::future::pending().await;
-        };
-        while watch.changed().await.is_ok() {
+        while self.source.watch.changed().await.is_ok() {
             if let Err(error) = self.reload().await {
                 let error = format!("{error:#}");
                 tracing::error!(%error, "the changed routes cannot be used; the last good ones serve on");
@@ -81,25 +67,32 @@ impl Reloader {
             return Ok(());
         };
         if let Some(current) = self.shared.load().as_ref() {
+            if table.hash == current.hash {
+                self.readiness.update(|state| state.last_error = None);
+                return Ok(());
+            }
             anyhow::ensure!(
                 table.revision >= current.revision,
                 "the table's revision {} is older than the one that serves, {}",
                 table.revision,
                 current.revision
             );
-            if table.hash == current.hash {
-                self.readiness.update(|state| state.last_error = None);
-                return Ok(());
-            }
         }
         self.swap(&table)
     }
 
     async fn read(&self) -> anyhow::Result<Option<RouteTable>> {
         let load = Arc::clone(&self.source.load);
-        tokio::task::spawn_blocking(move || load())
+        let mut table = tokio::task::spawn_blocking(move || load())
             .await
-            .context("reading the routes")?
+            .context("reading the routes")??;
+        if let Some(table) = table.as_mut().filter(|table| table.revision == 0) {
+            // Compiled here, from manifests: nobody else has numbered it.
+            let now = Timestamp::now().as_millisecond().unsigned_abs();
+            let previous = self.shared.load().as_ref().map(|routes| routes.revision);
+            table.revision = next_revision(previous, now);
+        }
+        Ok(table)
     }
 
     fn swap(&self, table: &RouteTable) -> anyhow::Result<()> {

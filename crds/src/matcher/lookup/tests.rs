@@ -10,12 +10,11 @@ const ID_2: &str = "22222222-2222-4222-8222-222222222222";
 const ID_3: &str = "33333333-3333-4333-8333-333333333333";
 
 fn load(routes: Value) -> Matcher<CompiledRoute> {
-    try_load(routes).unwrap()
+    Matcher::load(&table(routes), Ok::<_, LoadError>).unwrap()
 }
 
-fn try_load(routes: Value) -> Result<Matcher<CompiledRoute>, LoadError> {
-    let routes = serde_json::from_value(routes).unwrap();
-    Matcher::load(&RouteTable::new("ns", routes), |route| route)
+fn table(routes: Value) -> RouteTable {
+    RouteTable::new("ns", serde_json::from_value(routes).unwrap())
 }
 
 fn id(text: &str) -> ConnectionId {
@@ -186,7 +185,8 @@ fn a_route_that_requires_the_unknown_answers_not_ready() {
 
 #[test]
 fn a_fault_names_the_route() {
-    let error = try_load(json!([{"name": "a", "provider": "a"}])).unwrap_err();
+    let table = table(json!([{"name": "a", "provider": "a"}]));
+    let error = Matcher::load(&table, Ok::<_, LoadError>).unwrap_err();
     assert_eq!(error.route, "ns/a");
     assert!(error.to_string().contains("spec.upstream.url"), "{error}");
 }
@@ -219,7 +219,7 @@ fn ten_thousand_routes_with_a_hundred_thousand_tenants_load() {
         ..TableRoute::default()
     };
     let table = RouteTable::new("ns", (0..10_000).map(route).collect());
-    let matcher = Matcher::load(&table, |route| route).unwrap();
+    let matcher = Matcher::load(&table, Ok::<_, LoadError>).unwrap();
     let (found, tenant) = matcher
         .by_connection(id("0000270f-1111-4111-8111-000000000003"))
         .unwrap();

@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 use super::*;
 use crate::credential::Application;
 use crate::credential::client::{ControlPlaneConfig, Flavour};
-use crate::error::Code;
 
 /// A gateway whose answers, by connection, can be changed while it runs.
 #[derive(Default)]
@@ -180,14 +179,18 @@ async fn a_failed_fetch_is_one_error_for_all_and_is_remembered() {
 
 #[tokio::test]
 async fn a_remembered_failure_ends() {
-    let (gateway, cache) = start(quick()).await;
+    let (gateway, cache) = start(CacheSettings {
+        negative: Duration::from_millis(500),
+        ..quick()
+    })
+    .await;
     assert_eq!(
         get_one(&cache, 1).await.unwrap_err().code,
         Code::ConnectionUnknown
     );
     gateway.set(connection(1).id, 200, bearer("t", ""));
     assert!(get_one(&cache, 1).await.is_err());
-    tokio::time::sleep(Duration::from_millis(120)).await;
+    tokio::time::sleep(Duration::from_millis(550)).await;
     assert!(get_one(&cache, 1).await.is_ok());
 }
 
@@ -260,18 +263,17 @@ async fn a_static_credential_is_read_again_in_the_background() {
     gateway.set(connection(1).id, 200, bearer("old", ""));
     get_one(&cache, 1).await.unwrap();
     gateway.set(connection(1).id, 200, bearer("new", ""));
-    gateway.delay(connection(1).id, Duration::from_millis(100));
+    gateway.delay(connection(1).id, Duration::from_secs(1));
     tokio::time::sleep(Duration::from_millis(120)).await;
     assert!(cache.cached(&key(1), SystemTime::now()).is_none());
-    let started = std::time::Instant::now();
     for _ in 0..50 {
-        assert_eq!(value(&*get_one(&cache, 1).await.unwrap()), "Bearer old");
+        assert_eq!(value(&get_one(&cache, 1).await.unwrap()), "Bearer old");
         assert!(cache.cached(&key(1), SystemTime::now()).is_some());
     }
-    assert!(started.elapsed() < Duration::from_millis(100));
-    tokio::time::sleep(Duration::from_millis(190)).await;
-    assert_eq!(value(&get_one(&cache, 1).await.unwrap()), "Bearer new");
-    assert!(gateway.calls() <= 3);
+    assert!(gateway.calls() <= 2);
+    while value(&get_one(&cache, 1).await.unwrap()) != "Bearer new" {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]

@@ -185,7 +185,7 @@ async fn at_most_32_calls_run_at_once() {
     let (counted, highest) = (Arc::clone(&now), Arc::clone(&peak));
     let router = Router::new().fallback(get(move || async move {
         highest.fetch_max(counted.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(300)).await;
         counted.fetch_sub(1, Ordering::SeqCst);
         "{}"
     }));
@@ -197,7 +197,8 @@ async fn at_most_32_calls_run_at_once() {
         calls.spawn(async move { control.token(id()).await.unwrap() });
     }
     calls.join_all().await;
-    assert_eq!(peak.load(Ordering::SeqCst), MAX_CALLS);
+    let peak = peak.load(Ordering::SeqCst);
+    assert!(peak <= MAX_CALLS && peak > MAX_CALLS / 2, "{peak}");
 }
 
 #[tokio::test]

@@ -49,14 +49,18 @@ impl Files {
             }
         }
         let builder = builder()?.with_root_certificates(roots);
-        let (Some(cert), Some(key)) = (&self.cert, &self.key) else {
-            return Ok(builder.with_no_client_auth());
+        let mut config = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => {
+                let private_key = PrivateKeyDer::from_pem_slice(&key.content)
+                    .map_err(|_| key.error("no PEM private key in it"))?;
+                builder
+                    .with_client_auth_cert(cert.certificates()?, private_key)
+                    .map_err(|e| cert.error(&e.to_string()))?
+            }
+            (None | Some(_), None) | (None, Some(_)) => builder.with_no_client_auth(),
         };
-        let private_key = PrivateKeyDer::from_pem_slice(&key.content)
-            .map_err(|_| key.error("no PEM private key in it"))?;
-        builder
-            .with_client_auth_cert(cert.certificates()?, private_key)
-            .map_err(|e| cert.error(&e.to_string()))
+        config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        Ok(config)
     }
 }
 
@@ -102,3 +106,6 @@ impl File {
         format!("{}: {problem}", self.path.display())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -278,3 +278,23 @@ fn the_region_comes_from_the_strategy_then_the_route_then_the_host() {
     assert_eq!(region("s3.eu-west-1.amazonaws.com", None), "eu-west-1");
     assert_eq!(region("minio.internal:9000", None), "us-east-1");
 }
+
+#[test]
+fn the_signing_crate_logs_no_secret_at_trace_level() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(std::sync::Arc::new(file.reopen().unwrap()))
+        .finish();
+    let case = Case {
+        token: Some("session-token-5551212"),
+        ..Case::new("s3", Method::GET, "s3.amazonaws.com", "/b/k")
+    };
+    tracing::subscriber::with_default(subscriber, || case.authorization());
+    let log = std::fs::read_to_string(file.path()).unwrap();
+    assert!(log.contains("canonical_request"), "nothing was logged");
+    assert!(
+        !log.contains("wJalrXUtnFEMI") && !log.contains("5551212"),
+        "{log}"
+    );
+}
