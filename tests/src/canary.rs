@@ -114,6 +114,7 @@ fn lower_escapes(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine as _;
     use base64::engine::general_purpose::STANDARD;
 
     use super::*;

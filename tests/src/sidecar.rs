@@ -183,6 +183,22 @@ impl Builder {
         }
     }
 
+    /// Runs it until it listens or has ended, and returns everything it wrote.
+    pub async fn ends_or_serves(self) -> String {
+        let mut child = Reaped(self.command().spawn().unwrap());
+        let stdout = Lines::follow(child.0.stdout.take().unwrap());
+        let stderr = Lines::follow(child.0.stderr.take().unwrap());
+        wait::until("the sidecar to listen or to end", || {
+            let listens = stdout.all().iter().any(|line| listening(line).is_some());
+            (listens || child.0.try_wait().unwrap().is_some()).then_some(())
+        })
+        .await;
+        drop(child);
+        [stdout.finished().await, stderr.finished().await]
+            .concat()
+            .join("\n")
+    }
+
     fn command(&self) -> Command {
         let mut args: Vec<OsString> = vec![self.subcommand.into()];
         if self.routes {

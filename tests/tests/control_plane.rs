@@ -435,7 +435,6 @@ async fn malformed_payloads_fail_closed() {
         "gateway: credentials null",
         "gateway: credentials empty object",
         "gateway: auth_strategy without type",
-        "gateway: auth_strategy a string",
         "gateway: config with a number",
         "gateway: unknown strategy type",
     ];

@@ -109,7 +109,7 @@ async fn a_mistake_in_the_files_is_a_message_with_file_line_and_field() {
         (CREDENTIALS, &["credentials.yaml", "2", "MY_TOKEN"][..]),
         (
             "credentials:\n  mine:\n    access_token: {envv: MY_TOKEN}\n",
-            &["credentials.yaml", "3", "envv"],
+            &["credentials.yaml:3", "mine.access_token", "env: NAME"],
         ),
         (
             "credentials:\n  other: {access_token: {env: HOME}}\n",

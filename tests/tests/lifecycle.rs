@@ -68,8 +68,14 @@ async fn the_first_line_says_where_it_listens_and_the_endpoints_answer() {
     assert_eq!(scene.get("/").send().await.status, 200);
     let metrics = admin.get("/metrics").send().await;
     assert!(metrics.header("content-type").contains("openmetrics"));
-    assert!(metrics.text().contains("route=\"p\""), "{}", metrics.text());
+    assert!(
+        metrics.text().contains("provider=\"p\""),
+        "{}",
+        metrics.text()
+    );
     assert!(metrics.text().trim_end().ends_with("# EOF"));
+    let fetches = "nexus_control_plane_calls_total{";
+    assert!(metrics.text().contains(fetches), "{}", metrics.text());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -286,7 +292,7 @@ async fn check_exits_0_1_or_2_and_names_file_and_field() {
     let missing = folder.path().join("missing.yaml");
     for (paths, code, mentions) in [
         (vec![&good], 0, &[][..]),
-        (vec![&warned], 0, &["warned.yaml", "*"]),
+        (vec![&warned], 0, &["warned.yaml", "connections[1].tenant"]),
         (vec![&bad], 1, &["bad.yaml", "upstream", "url"]),
         (vec![&typo], 1, &["typo.yaml", "upsteam"]),
         (vec![&missing], 2, &["missing.yaml"]),

@@ -289,3 +289,19 @@ async fn what_an_upstream_echoes_is_masked_at_the_same_length() {
         "{shown}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_in_a_control_plane_url_is_not_logged() {
+    let broker = Broker::gateway().await;
+    let password = "password-of-the-url";
+    let url = broker
+        .url()
+        .replace("http://", &format!("http://user:{password}@"));
+    let builder = Sidecar::run()
+        .gateway_url(&url)
+        .arg("--log-level")
+        .arg("trace");
+    // Whether such a URL is taken or refused, what it holds stays unsaid.
+    let output = builder.ends_or_serves().await;
+    assert!(!output.contains(password), "{output}");
+}

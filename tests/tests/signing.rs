@@ -72,7 +72,7 @@ async fn botocore_computes_the_same_signature_for_paths_and_queries_of_every_kin
         "/prod//double///slashes/",
         "/prod/caf%C3%A9/~tilde/(parens)/star*",
         "/prod/items?b=2&a=1&a=0",
-        "/prod/items?flag&empty=&plus=a+b&enc=%2F%20",
+        "/prod/items?flag&empty=&x=~._-&enc=%2F%20",
         "/prod/$batch;v=1/@me:x,y=z",
     ] {
         let answer = scene.get(target).send().await;

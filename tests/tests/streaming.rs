@@ -16,6 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use nexus_tests::broker::Answer;
+use nexus_tests::raw::{Outcome, RawAgent};
 use nexus_tests::route::Route;
 use nexus_tests::scene::Scene;
 use nexus_tests::sidecar::Sidecar;
@@ -264,4 +265,26 @@ async fn the_answer_may_begin_before_the_request_has_ended() {
         .await
         .unwrap();
     assert!(rest.contains("begun") && rest.contains("ended"), "{rest}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_announced_body_is_asked_for_and_a_refusal_comes_without_it() {
+    let _turn = one_at_a_time().await;
+    let scene = Via::Http1.scene().await;
+    let expect = |provider: &str| {
+        format!(
+            "PUT /announced HTTP/1.1\r\nHost: localhost\r\nX-Nexus-Provider: {provider}\r\n\
+             Expect: 100-continue\r\nContent-Length: 5\r\n\r\n"
+        )
+    };
+    let mut agent = RawAgent::connect(scene.sidecar.proxy_addr()).await;
+    agent.send(expect("p")).await;
+    assert!(matches!(agent.receive().await, Outcome::Response(r) if r.status() == 100));
+    agent.send("hello").await;
+    assert!(matches!(agent.receive().await, Outcome::Response(r) if r.status() == 200));
+    assert_eq!(scene.upstream.last().body, "hello");
+
+    let mut agent = RawAgent::connect(scene.sidecar.proxy_addr()).await;
+    agent.send(expect("nobody")).await;
+    assert!(matches!(agent.receive().await, Outcome::Response(r) if r.status() == 404));
 }

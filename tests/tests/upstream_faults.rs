@@ -206,13 +206,12 @@ async fn a_private_ca_is_trusted_where_it_is_given_and_nowhere_else() {
             }
         }
     }
-    let plain = RawUpstream::ok().await;
+    // Answers the client's hello with an HTTP error.
+    let plain = Upstream::start().await;
     let url = plain.url().replace("http://", "https://");
     let answer = answer_of(Route::new("p", &url)).await;
     assert_code(&answer, 502, "upstream_unreachable", "no TLS at all");
-    for bytes in plain.received() {
-        assert!(!String::from_utf8_lossy(&bytes).contains("token-of-the-faults"));
-    }
+    assert_eq!(plain.seen().len(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -241,6 +240,27 @@ async fn private_and_forbidden_addresses_are_refused() {
     let other = format!("/v1/token/{}", Scene::id());
     let answer = sidecar.agent().get(&other).provider("p").send().await;
     assert_code(&answer, 502, "upstream_refused_address", "the gateway");
+    assert_eq!(upstream.seen().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_back_to_the_sidecar_is_a_loop() {
+    let upstream = Upstream::start().await;
+    let (_broker, sidecar) = sidecar_for(Route::new("p", &upstream.url())).await;
+    let back = Route::new("back", &sidecar.url()).connection(&Scene::id());
+    let path = sidecar.routes_folder().join(back.file_name());
+    std::fs::write(path, back.yaml()).unwrap();
+    let answer = nexus_tests::wait::within("the new route", async {
+        loop {
+            let answer = sidecar.agent().get("/via/p/").provider("back").send().await;
+            if answer.error() != "provider_unknown" {
+                break answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_code(&answer, 508, "loop_detected", "back");
     assert_eq!(upstream.seen().len(), 0);
 }
 
