@@ -9,6 +9,7 @@ pub mod resolve;
 pub mod respond;
 pub mod scrub;
 
+use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -141,10 +142,9 @@ impl Proxy {
         path::check(target.path_and_query.path())
             .map_err(|error| ProxyError::new(Code::BadRequest, error.to_string()))?;
         if let Some(access) = &compiled.access {
-            let full = full_path(&compiled.upstream.base_path, target.path_and_query.path());
             let request = AccessRequest {
                 method: &parts.method,
-                path: &full,
+                path: target.path_and_query.path(),
                 query: target.path_and_query.query(),
                 headers: &parts.headers,
             };
@@ -292,32 +292,19 @@ fn prepare(
     }
     headers::prepare(&mut parts.headers, &route.compiled, &route.host, credential);
     parts.version = http::Version::HTTP_11;
-    let base_path = &route.compiled.upstream.base_path;
-    let injected = credential.sets_query();
-    let clean = target
-        .path_and_query
-        .query()
-        .map(|query| headers::prepare_query(query, injected));
-    let unchanged = match (&clean, target.path_and_query.query()) {
-        (Some(clean), Some(query)) => clean.len() == query.len(),
-        _ => true,
+    let target = &target.path_and_query;
+    let Some(query) = target.query() else {
+        return Ok(Outgoing(target.clone()));
     };
-    if base_path.is_empty() && unchanged {
-        return Ok(Outgoing(target.path_and_query.clone()));
+    match headers::prepare_query(query, credential.sets_query()) {
+        Cow::Borrowed(_) => Ok(Outgoing(target.clone())),
+        Cow::Owned(clean) => {
+            let separator = if clean.is_empty() { "" } else { "?" };
+            PathAndQuery::try_from(format!("{}{separator}{clean}", target.path()))
+                .map(Outgoing)
+                .map_err(|_| ProxyError::new(Code::BadRequest, "the query is not valid"))
+        }
     }
-    let path = target.path_and_query.path();
-    let mut text = String::with_capacity(base_path.len() + target.path_and_query.as_str().len());
-    text.push_str(&full_path(base_path, path));
-    if let Some(query) = clean.filter(|query| unchanged || !query.is_empty()) {
-        text.push('?');
-        text.push_str(&query);
-    }
-    PathAndQuery::try_from(text).map(Outgoing).map_err(|_| {
-        ProxyError::new(
-            Code::BadRequest,
-            "the path and query are not a valid request target",
-        )
-    })
 }
 
 /// Path and query as they are sent, without what the strategy adds to the query.
@@ -447,14 +434,6 @@ fn answered(
         ));
     }
     Ok(response)
-}
-
-fn full_path<'a>(base_path: &str, path: &'a str) -> std::borrow::Cow<'a, str> {
-    if base_path.is_empty() {
-        path.into()
-    } else {
-        format!("{base_path}{path}").into()
-    }
 }
 
 fn is_websocket(headers: &HeaderMap) -> bool {
