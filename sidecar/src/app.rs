@@ -101,7 +101,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         forbidden: control.address().into_iter().collect(),
         ..UpstreamSettings::default()
     });
-    let credentials = CredentialCache::new(Arc::new(control), cache);
+    let credentials = CredentialCache::new(Arc::new(control), cache, Arc::clone(&metrics));
     let shared: SharedRoutes = Arc::new(ArcSwapOption::empty());
     let recorder = Arc::new(Recorder::new(
         serve.access_log,

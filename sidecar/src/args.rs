@@ -26,6 +26,10 @@ pub struct Cli {
 
 /// The commands of the sidecar.
 #[derive(Debug, Subcommand)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "there is one, at the start of the process"
+)]
 pub enum Command {
     /// Serve routes with credentials from a Nexus gateway or broker
     Run(RunArgs),

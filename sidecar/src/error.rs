@@ -109,6 +109,7 @@ impl Code {
     ];
 
     /// The one table of codes, statuses and titles.
+    #[expect(clippy::too_many_lines, reason = "one table, one row a code")]
     pub const fn class(self) -> Class {
         let (code, status, grpc_status, title) = match self {
             Self::ProviderMissing => (

@@ -9,6 +9,7 @@ pub mod resolve;
 pub mod respond;
 pub mod scrub;
 
+use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,8 +80,9 @@ impl Proxy {
             Err(error) => {
                 record.failed(&error);
                 let response = error.response(record.request_id(), grpc);
-                response
-                    .map(|body| AgentBody::Full(Some(body).filter(|body| !body.is_empty()), record))
+                response.map(|body| {
+                    AgentBody::Full(Some(body).filter(|body| !body.is_empty()), Box::new(record))
+                })
             }
         }
     }
@@ -140,10 +142,9 @@ impl Proxy {
         path::check(target.path_and_query.path())
             .map_err(|error| ProxyError::new(Code::BadRequest, error.to_string()))?;
         if let Some(access) = &compiled.access {
-            let full = full_path(&compiled.upstream.base_path, target.path_and_query.path());
             let request = AccessRequest {
                 method: &parts.method,
-                path: &full,
+                path: target.path_and_query.path(),
                 query: target.path_and_query.query(),
                 headers: &parts.headers,
             };
@@ -291,32 +292,19 @@ fn prepare(
     }
     headers::prepare(&mut parts.headers, &route.compiled, &route.host, credential);
     parts.version = http::Version::HTTP_11;
-    let base_path = &route.compiled.upstream.base_path;
-    let injected = credential.sets_query();
-    let clean = target
-        .path_and_query
-        .query()
-        .map(|query| headers::prepare_query(query, injected));
-    let unchanged = match (&clean, target.path_and_query.query()) {
-        (Some(clean), Some(query)) => clean.len() == query.len(),
-        _ => true,
+    let target = &target.path_and_query;
+    let Some(query) = target.query() else {
+        return Ok(Outgoing(target.clone()));
     };
-    if base_path.is_empty() && unchanged {
-        return Ok(Outgoing(target.path_and_query.clone()));
+    match headers::prepare_query(query, credential.sets_query()) {
+        Cow::Borrowed(_) => Ok(Outgoing(target.clone())),
+        Cow::Owned(clean) => {
+            let separator = if clean.is_empty() { "" } else { "?" };
+            PathAndQuery::try_from(format!("{}{separator}{clean}", target.path()))
+                .map(Outgoing)
+                .map_err(|_| ProxyError::new(Code::BadRequest, "the query is not valid"))
+        }
     }
-    let path = target.path_and_query.path();
-    let mut text = String::with_capacity(base_path.len() + target.path_and_query.as_str().len());
-    text.push_str(&full_path(base_path, path));
-    if let Some(query) = clean.filter(|query| unchanged || !query.is_empty()) {
-        text.push('?');
-        text.push_str(&query);
-    }
-    PathAndQuery::try_from(text).map(Outgoing).map_err(|_| {
-        ProxyError::new(
-            Code::BadRequest,
-            "the path and query are not a valid request target",
-        )
-    })
 }
 
 /// Path and query as they are sent, without what the strategy adds to the query.
@@ -410,32 +398,28 @@ async fn forward(
             (None, Some(left)) => left,
             (None, None) => return answered(send.await),
         };
-        match timeout(wait, &mut send).await {
-            Ok(result) => return answered(result),
-            Err(_) => {
-                let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-                let uploaded = signed
-                    .progress
-                    .as_ref()
-                    .map_or(0, |progress| progress.bytes());
-                let uploading = signed
-                    .progress
-                    .as_ref()
-                    .is_some_and(|progress| !progress.finished());
-                if late || !uploading || uploaded == taken {
-                    let name = if late {
-                        "timeouts.request"
-                    } else {
-                        "timeouts.responseHeader"
-                    };
-                    return Err(ProxyError::new(
-                        Code::UpstreamTimeout,
-                        format!("the upstream did not answer within the route's {name}"),
-                    ));
-                }
-                taken = uploaded;
-            }
+        if let Ok(result) = timeout(wait, &mut send).await {
+            return answered(result);
         }
+        let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
+        let uploaded = signed
+            .progress
+            .as_ref()
+            .map_or(0, |progress| progress.bytes());
+        let uploading = signed
+            .progress
+            .as_ref()
+            .is_some_and(|progress| !progress.finished());
+        if late || !uploading || uploaded == taken {
+            let name = if late {
+                "timeouts.request"
+            } else {
+                "timeouts.responseHeader"
+            };
+            let detail = format!("the upstream did not answer within the route's {name}");
+            return Err(ProxyError::new(Code::UpstreamTimeout, detail));
+        }
+        taken = uploaded;
     }
 }
 
@@ -450,14 +434,6 @@ fn answered(
         ));
     }
     Ok(response)
-}
-
-fn full_path<'a>(base_path: &str, path: &'a str) -> std::borrow::Cow<'a, str> {
-    if base_path.is_empty() {
-        path.into()
-    } else {
-        format!("{base_path}{path}").into()
-    }
 }
 
 fn is_websocket(headers: &HeaderMap) -> bool {

@@ -318,6 +318,10 @@ impl RequestIds {
         }
     }
 
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "the lowest four bits are what is wanted"
+    )]
     fn next(&self) -> HeaderValue {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let count = self.next.fetch_add(1, Ordering::Relaxed);

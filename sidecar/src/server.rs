@@ -77,10 +77,8 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        let http2 = match tokio::time::timeout(FIRST_BYTES_LIMIT, speaks_http2(&stream)).await {
-            Ok(Ok(http2)) => http2,
-            Ok(Err(_)) | Err(_) => return,
-        };
+        let first = tokio::time::timeout(FIRST_BYTES_LIMIT, speaks_http2(&stream)).await;
+        let Ok(Ok(http2)) = first else { return };
         let activity = registered.activity();
         let io = Watched {
             io: TokioIo::new(stream),
@@ -98,7 +96,7 @@ impl Server {
             let connection = http2_builder().serve_connection(io, service);
             supervise(
                 pin!(connection),
-                |connection| connection.graceful_shutdown(),
+                http2::Connection::graceful_shutdown,
                 activity,
             )
             .await
@@ -106,7 +104,7 @@ impl Server {
             let connection = http1_builder().serve_connection(io, service);
             supervise(
                 pin!(connection),
-                |connection| connection.graceful_shutdown(),
+                http1::Connection::graceful_shutdown,
                 activity,
             )
             .await

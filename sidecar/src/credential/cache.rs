@@ -19,6 +19,7 @@ use super::Credential;
 use super::client::ControlPlane;
 use super::status::FetchError;
 use crate::error::{Code, ProxyError};
+use crate::metrics::{ControlCall, Metrics};
 use slot::{Entry, Slot};
 
 /// Sizes and times of the cache.
@@ -134,15 +135,21 @@ impl CacheStats {
 pub struct CredentialCache {
     control: Arc<ControlPlane>,
     settings: CacheSettings,
+    metrics: Arc<Metrics>,
     slots: Cache<CredentialKey, Arc<Slot>>,
     stats: CacheStats,
 }
 
 impl CredentialCache {
     /// An empty cache in front of a control plane.
-    pub fn new(control: Arc<ControlPlane>, settings: CacheSettings) -> Arc<Self> {
+    pub fn new(
+        control: Arc<ControlPlane>,
+        settings: CacheSettings,
+        metrics: Arc<Metrics>,
+    ) -> Arc<Self> {
         Arc::new(Self {
             control,
+            metrics,
             slots: Cache::new(settings.capacity),
             settings,
             stats: CacheStats::default(),
@@ -243,6 +250,8 @@ impl CredentialCache {
         fetched: Result<Credential, FetchError>,
     ) -> Result<Arc<Credential>, ProxyError> {
         let settled = slot.settle(fetched, &self.settings, SystemTime::now());
+        let outcome = settled.as_ref().map(|_| ()).map_err(|error| error.code);
+        self.metrics.control_call(ControlCall::Get, outcome);
         if let Err(error) = &settled {
             self.stats.failures.fetch_add(1, Ordering::Relaxed);
             report(connection, error);

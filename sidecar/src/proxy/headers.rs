@@ -6,11 +6,11 @@
 use std::borrow::Cow;
 
 use http::header::{
-    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, SEC_WEBSOCKET_PROTOCOL, TE,
-    TRAILER, TRANSFER_ENCODING,
+    ACCEPT_ENCODING, CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, HOST, IF_RANGE, RANGE,
+    SEC_WEBSOCKET_PROTOCOL, TE, TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
-use nexus_crds::matcher::CompiledRoute;
+use nexus_crds::matcher::{CompiledRoute, Scrub};
 
 use crate::credential::{Credential, QueryPair};
 
@@ -127,6 +127,11 @@ pub fn prepare(
     }
     for (name, value) in &rules.set {
         headers.insert(name.clone(), value.clone());
+    }
+    if route.response.scrub == Scrub::Block {
+        // A credential pieced together from ranges would pass the scrubber.
+        headers.remove(RANGE);
+        headers.remove(IF_RANGE);
     }
     if trailers {
         headers.insert(TE, HeaderValue::from_static("trailers"));

@@ -25,7 +25,7 @@ pub struct Target {
     pub tenant: Option<HeaderValue>,
     /// Whose credential is applied.
     pub connection: Connection,
-    /// Path and query as received, without a `/via/` prefix.
+    /// Path and query for the upstream: its base path, and what was received behind any prefix.
     pub path_and_query: PathAndQuery,
     /// How the caller addressed the upstream, which is how links are given back.
     pub addressing: Addressing,
@@ -42,6 +42,14 @@ pub enum Addressing {
     Absolute(Box<str>),
 }
 
+/// The parts of a path that begins with `/via/`.
+#[derive(Debug, PartialEq, Eq)]
+struct Via<'a> {
+    prefix: &'a str,
+    provider: &'a str,
+    tenant: Option<&'a str>,
+}
+
 /// What a request names before it is looked up.
 struct Asked<'a> {
     provider: Option<&'a str>,
@@ -49,77 +57,65 @@ struct Asked<'a> {
     connection: Option<ConnectionId>,
 }
 
+/// A route as it was found, with what its address says.
+struct Found<'a> {
+    route: &'a Arc<Route>,
+    tenant: Option<&'a str>,
+    /// What follows the prefix, if there was one.
+    path_and_query: PathAndQuery,
+    addressing: Addressing,
+}
+
 /// Finds route, tenant and connection, or says what the request lacks.
 pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Target, ProxyError> {
     refuse_method(&parts.method)?;
     let asked = asked(&parts.headers)?;
     let path_and_query = path_and_query(parts)?;
-    let path = path_and_query.path();
-
-    let (route, named_tenant, path_and_query, addressing) = if let Some(provider) = asked.provider {
-        (
-            by_provider(routes, provider)?,
-            None,
+    let found = if let Some(provider) = asked.provider {
+        let route = by_provider(routes, provider)?;
+        Found {
+            route,
+            tenant: None,
             path_and_query,
-            Addressing::Headers,
-        )
-    } else if let Some((prefix, provider, tenant)) = via(path)? {
-        let rest = &path_and_query.as_str()[prefix.len()..];
-        let rest = if rest.starts_with('/') {
-            rest.to_owned()
-        } else {
-            format!("/{rest}")
-        };
-        let rest = PathAndQuery::try_from(rest)
-            .map_err(|_| bad_request("the path after the /via/ prefix is not a valid path"))?;
-        (
-            by_provider(routes, provider)?,
+            addressing: Addressing::Headers,
+        }
+    } else if let Some(Via {
+        prefix,
+        provider,
+        tenant,
+    }) = via(path_and_query.path())?
+    {
+        let route = by_provider(routes, provider)?;
+        let rest = after_prefix(&path_and_query.as_str()[prefix.len()..])?;
+        Found {
+            route,
             tenant,
-            rest,
-            Addressing::Prefix(prefix.into()),
-        )
+            path_and_query: rest,
+            addressing: Addressing::Prefix(prefix.into()),
+        }
     } else if let Some(id) = asked.connection {
         let (route, tenant) = by_connection(routes, id)?;
-        return target(
-            routes,
-            tenants,
-            &asked,
+        Found {
             route,
             tenant,
             path_and_query,
-            Addressing::Headers,
-        );
+            addressing: Addressing::Headers,
+        }
     } else if let Some((scheme, host, port)) = foreign_authority(parts) {
-        let host = host.to_ascii_lowercase();
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        let route = routes.matcher.by_host(host, port, path).ok_or_else(|| {
-            ProxyError::new(
-                Code::ProviderUnknown,
-                "no route has this upstream host; the sidecar is not an open proxy",
-            )
-        })?;
-        (
+        let route = by_host(routes, host, port, path_and_query.path())?;
+        Found {
             route,
-            None,
+            tenant: None,
             path_and_query,
-            Addressing::Absolute(scheme.into()),
-        )
+            addressing: Addressing::Absolute(scheme.into()),
+        }
     } else {
         return Err(ProxyError::new(
             Code::ProviderMissing,
             "name a provider in X-Nexus-Provider, or call /via/<provider>[@<tenant>]/<path>",
         ));
     };
-    let route = Arc::clone(route);
-    target(
-        routes,
-        tenants,
-        &asked,
-        route,
-        named_tenant,
-        path_and_query,
-        addressing,
-    )
+    target(routes, tenants, &asked, found)
 }
 
 fn refuse_method(method: &Method) -> Result<(), ProxyError> {
@@ -198,7 +194,7 @@ fn path_and_query(parts: &Parts) -> Result<PathAndQuery, ProxyError> {
 }
 
 /// Splits `/via/<provider>[@<tenant>]` off a raw path, never decoding it.
-fn via(path: &str) -> Result<Option<(&str, &str, Option<&str>)>, ProxyError> {
+fn via(path: &str) -> Result<Option<Via<'_>>, ProxyError> {
     let Some(rest) = path.strip_prefix(VIA) else {
         return Ok(None);
     };
@@ -213,7 +209,12 @@ fn via(path: &str) -> Result<Option<(&str, &str, Option<&str>)>, ProxyError> {
         ));
     }
     tenant.map_or(Ok(()), check_tenant)?;
-    Ok(Some((&path[..VIA.len() + segment.len()], provider, tenant)))
+    let prefix = &path[..VIA.len() + segment.len()];
+    Ok(Some(Via {
+        prefix,
+        provider,
+        tenant,
+    }))
 }
 
 /// The authority of an absolute-form target. Over HTTP/2 every target has one, so there only a host that is
@@ -244,53 +245,97 @@ fn by_provider<'a>(routes: &'a RouteSet, provider: &str) -> Result<&'a Arc<Route
 fn by_connection(
     routes: &RouteSet,
     id: ConnectionId,
-) -> Result<(Arc<Route>, Option<&str>), ProxyError> {
-    let (route, tenant) = routes.matcher.by_connection(id).ok_or_else(|| {
+) -> Result<(&Arc<Route>, Option<&str>), ProxyError> {
+    routes.matcher.by_connection(id).ok_or_else(|| {
         ProxyError::new(
             Code::ConnectionUnknown,
             "no route of this sidecar uses the connection",
         )
-    })?;
-    Ok((Arc::clone(route), tenant))
+    })
+}
+
+fn by_host<'a>(
+    routes: &'a RouteSet,
+    host: &str,
+    port: u16,
+    path: &str,
+) -> Result<&'a Arc<Route>, ProxyError> {
+    let host = host.to_ascii_lowercase();
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    routes.matcher.by_host(host, port, path).ok_or_else(|| {
+        ProxyError::new(
+            Code::ProviderUnknown,
+            "no route has this upstream host and path; the sidecar is not an open proxy",
+        )
+    })
 }
 
 fn target(
     routes: &RouteSet,
     tenants: &Tenants,
     asked: &Asked<'_>,
-    route: Arc<Route>,
-    named_tenant: Option<&str>,
-    path_and_query: PathAndQuery,
-    addressing: Addressing,
+    found: Found<'_>,
 ) -> Result<Target, ProxyError> {
+    let Found {
+        route,
+        tenant: named,
+        path_and_query,
+        addressing,
+    } = found;
     if route.compiled.not_ready {
         return Err(ProxyError::new(
             Code::NotReady,
             "the route uses a feature that this sidecar does not know; upgrade it",
         ));
     }
-    let tenant = match (asked.tenant, named_tenant) {
-        (Some(header), Some(prefix)) if header != prefix => {
+    let tenant = match (asked.tenant, named) {
+        (Some(header), Some(named)) if header != named => {
             return Err(bad_request(
                 "X-Nexus-Tenant and the request's other address name different tenants",
             ));
         }
-        (Some(tenant), _) | (None, Some(tenant)) => Some(tenant),
-        (None, None) => None,
+        (tenant, named) => tenant.or(named),
     };
-    let (tenant, connection) = connection(routes, tenants, &route, tenant)?;
+    let (tenant, connection) = connection(routes, tenants, route, tenant)?;
     if asked.connection.is_some_and(|id| id != connection.id) {
         return Err(bad_request(
             "X-Nexus-Connection-ID is not the connection of this provider and tenant",
         ));
     }
+    let path_and_query = match addressing {
+        Addressing::Headers | Addressing::Prefix(_) => under_base_path(route, path_and_query)?,
+        Addressing::Absolute(_) => path_and_query,
+    };
     Ok(Target {
-        route,
+        route: Arc::clone(route),
         tenant,
         connection,
         path_and_query,
         addressing,
     })
+}
+
+/// What follows a `/via/` prefix; nothing is the root.
+fn after_prefix(rest: &str) -> Result<PathAndQuery, ProxyError> {
+    let rest = if rest.starts_with('/') {
+        rest.to_owned()
+    } else {
+        format!("/{rest}")
+    };
+    PathAndQuery::try_from(rest)
+        .map_err(|_| bad_request("what follows the /via/ prefix is not a path"))
+}
+
+fn under_base_path(
+    route: &Route,
+    path_and_query: PathAndQuery,
+) -> Result<PathAndQuery, ProxyError> {
+    let base_path = &route.compiled.upstream.base_path;
+    if base_path.is_empty() {
+        return Ok(path_and_query);
+    }
+    PathAndQuery::try_from(format!("{base_path}{path_and_query}"))
+        .map_err(|_| bad_request("the target is not a path"))
 }
 
 fn connection(
@@ -528,19 +573,25 @@ mod tests {
 
     #[test]
     fn a_via_prefix_is_split_raw() {
+        let split = |path| {
+            via(path).ok().flatten().map(
+                |Via {
+                     prefix,
+                     provider,
+                     tenant,
+                 }| (prefix, provider, tenant),
+            )
+        };
         assert_eq!(
-            via("/via/github/user").ok().flatten(),
+            split("/via/github/user"),
             Some(("/via/github", "github", None))
         );
+        assert_eq!(split("/via/github"), Some(("/via/github", "github", None)));
         assert_eq!(
-            via("/via/github").ok().flatten(),
-            Some(("/via/github", "github", None))
-        );
-        assert_eq!(
-            via("/via/gh@t:1//a%2Fb").ok().flatten(),
+            split("/via/gh@t:1//a%2Fb"),
             Some(("/via/gh@t:1", "gh", Some("t:1")))
         );
-        assert_eq!(via("/user").ok().flatten(), None);
+        assert_eq!(split("/user"), None);
         for bad in [
             "/via/",
             "/via//x",

@@ -31,7 +31,7 @@ use crate::upstream::UpstreamBody;
 /// over or the agent went away.
 pub enum AgentBody {
     /// An answer of our own.
-    Full(Option<Bytes>, Record),
+    Full(Option<Bytes>, Box<Record>),
     /// The upstream's answer.
     Stream(Box<Download>),
 }

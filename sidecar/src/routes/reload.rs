@@ -38,11 +38,12 @@ pub struct Reloader {
 impl Reloader {
     /// Reads the routes for the first time; what is wrong with them is an error here.
     pub async fn first(&self) -> anyhow::Result<()> {
-        match self.read().await? {
-            Some(table) => self.swap(&table)?,
-            None => tracing::warn!(
+        if let Some(table) = self.read().await? {
+            self.swap(&table)?;
+        } else {
+            tracing::warn!(
                 "there are no routes yet; requests are answered with not_ready until they come"
-            ),
+            );
         }
         self.readiness.update(|state| state.ready = true);
         Ok(())

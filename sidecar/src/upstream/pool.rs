@@ -95,7 +95,7 @@ impl<B: RequestBody> Pool<B> {
             at: None,
         };
         let mut closed_at_once = 0;
-        loop {
+        while closed_at_once < MAX_CLOSED_AT_ONCE {
             let sent = if self.exclusive.load(Ordering::Relaxed) {
                 match self.idle.take() {
                     Some(connection) => connection.send(request).await?,
@@ -108,10 +108,13 @@ impl<B: RequestBody> Pool<B> {
             } else {
                 match self.room_or_attempt(&mut deadline) {
                     Ok(room) => self.send_shared(room, request).await?,
-                    Err(attempt) => match self.joined(attempt, &mut deadline).await? {
-                        Some(room) => self.send_shared(room, request).await?,
-                        None => continue,
-                    },
+                    Err(attempt) => {
+                        let Some(room) = self.joined(attempt, &mut deadline).await? else {
+                            closed_at_once += u8::from(self.has_closed_again());
+                            continue;
+                        };
+                        self.send_shared(room, request).await?
+                    }
                 }
             };
             request = match sent {
@@ -119,10 +122,8 @@ impl<B: RequestBody> Pool<B> {
                 Sent::Not(request) => request,
             };
             closed_at_once += u8::from(deadline.at.is_some());
-            if closed_at_once == MAX_CLOSED_AT_ONCE {
-                return Err(ConnectError::ClosedAtOnce.into());
-            }
         }
+        Err(ConnectError::ClosedAtOnce.into())
     }
 
     /// Puts back a connection that carried its request.
@@ -170,6 +171,16 @@ impl<B: RequestBody> Pool<B> {
         let attempt = self.attempt(deadline);
         shared.attempt = Some(attempt.clone());
         Err(attempt)
+    }
+
+    /// True if a shared connection was opened and not even it is there any more.
+    fn has_closed_again(&self) -> bool {
+        let closed = self
+            .lock()
+            .connections
+            .iter()
+            .all(h2::Connection::is_closed);
+        closed && !self.exclusive.load(Ordering::Relaxed)
     }
 
     /// Opens a connection in a task of its own, so that the request that asked first may be cancelled.

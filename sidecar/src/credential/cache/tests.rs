@@ -72,7 +72,10 @@ async fn start(settings: CacheSettings) -> (Arc<Gateway>, Arc<CredentialCache>) 
         .unwrap();
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
     let control = ControlPlane::new(ControlPlaneConfig::new(Flavour::Gateway, url)).unwrap();
-    (gateway, CredentialCache::new(Arc::new(control), settings))
+    (
+        gateway,
+        CredentialCache::new(Arc::new(control), settings, Arc::default()),
+    )
 }
 
 fn connection(number: u128) -> Connection {

@@ -121,21 +121,37 @@ async fn own_listeners_and_the_control_plane_are_never_connected_to() {
         forbidden: vec![(host.to_owned(), port)],
         ..Settings::default()
     };
-    for (settings, host) in [
-        (own("127.0.0.1"), "localhost"),
-        (own("0.0.0.0"), "127.0.0.1"),
-        (own("::"), "127.0.0.1"),
-        (control_plane("localhost"), "localhost"),
-        (control_plane("localhost"), "LOCALHOST."),
-        (control_plane("localhost"), "127.0.0.1"),
-        (control_plane("127.0.0.1"), "localhost"),
+    for (settings, host, code) in [
+        (own("127.0.0.1"), "localhost", Code::LoopDetected),
+        (own("0.0.0.0"), "127.0.0.1", Code::LoopDetected),
+        (own("::"), "127.0.0.1", Code::LoopDetected),
+        (
+            control_plane("localhost"),
+            "localhost",
+            Code::UpstreamRefusedAddress,
+        ),
+        (
+            control_plane("localhost"),
+            "LOCALHOST.",
+            Code::UpstreamRefusedAddress,
+        ),
+        (
+            control_plane("localhost"),
+            "127.0.0.1",
+            Code::UpstreamRefusedAddress,
+        ),
+        (
+            control_plane("127.0.0.1"),
+            "localhost",
+            Code::UpstreamRefusedAddress,
+        ),
     ] {
         let target = Upstream {
             host: host.into(),
             ..upstream(server.addr, Auto)
         };
         let failed = client_with(settings, &target).get().await.unwrap_err();
-        assert_eq!(failed.code(), Code::UpstreamRefusedAddress, "{host}");
+        assert_eq!(failed.code(), code, "{host}");
     }
     assert_eq!(server.accepted(), 0);
     let elsewhere = Settings {

@@ -46,6 +46,16 @@ async fn answers_without_a_body_give_their_connection_back_unread() {
 }
 
 #[tokio::test]
+async fn an_answer_read_to_its_end_gives_its_connection_back_though_it_is_still_held() {
+    let server = serve(Options::default(), number).await;
+    let client = client(&upstream(server.addr, Auto));
+    let mut held = client.get().await.unwrap();
+    while held.body_mut().frame().await.is_some() {}
+    assert_eq!(client.text().await, "1");
+    drop(held);
+}
+
+#[tokio::test]
 async fn the_connection_used_last_is_used_next() {
     let server = serve(Options::default(), number).await;
     let client = client(&upstream(server.addr, Auto));

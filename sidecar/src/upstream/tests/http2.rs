@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::Response;
 use http_body_util::BodyExt;
 use nexus_crds::matcher::UpstreamProtocol::H2c;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -155,6 +156,32 @@ async fn an_upstream_that_sends_no_settings_runs_into_the_connect_timeout() {
         failed.detail(),
         "no connection to the upstream within 100ms"
     );
+}
+
+#[tokio::test]
+async fn an_upstream_that_goes_away_at_once_is_given_up() {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let together = vec![[&SETTINGS[..], &GOAWAY].concat()];
+    let apart = vec![SETTINGS.to_vec(), GOAWAY.to_vec()];
+    for pieces in [together, apart] {
+        let server = raw(move |_, mut stream| {
+            let pieces = pieces.clone();
+            async move {
+                for piece in pieces {
+                    stream.write_all(&piece).await.unwrap();
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                while stream.read_u8().await.is_ok() {}
+            }
+        })
+        .await;
+        let client = client(&upstream(server.addr, H2c));
+        let failed = timeout(Duration::from_secs(2), client.get()).await;
+        let failed = failed.expect("not dialled for ever").unwrap_err();
+        assert_eq!(failed.code(), Code::UpstreamUnreachable);
+        assert!(server.accepted() <= 3, "{} connections", server.accepted());
+    }
 }
 
 #[tokio::test]
