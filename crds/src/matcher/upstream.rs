@@ -181,6 +181,8 @@ fn bad_url(message: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn upstream(url: &str) -> Result<Upstream, Problem> {
@@ -287,6 +289,19 @@ mod tests {
             let problem = upstream(url).unwrap_err();
             assert_eq!(problem.reason, Reason::InvalidUpstream, "{url}");
             assert_eq!(problem.field, "spec.upstream.url", "{url}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_has_a_host_that_reads_the_same_again(
+            rest in "[a-z0-9@:/?#\\\\%.;{}\\[\\] \u{e9}\\t-]{0,24}",
+        ) {
+            if let Ok(found) = upstream(&format!("https://{rest}")) {
+                let again = upstream(&format!("https://{}{}", found.authority, found.base_path));
+                prop_assert!(!found.host.is_empty());
+                prop_assert_eq!(again, Ok(found));
+            }
         }
     }
 
