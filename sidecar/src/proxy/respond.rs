@@ -251,9 +251,7 @@ impl Body for AgentBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes, _) => bytes.is_none(),
-            Self::Stream(download) => {
-                download.ready.is_empty() && (download.ended || download.body.is_end_stream())
-            }
+            Self::Stream(download) => download.is_end_stream(),
         }
     }
 
@@ -327,6 +325,14 @@ impl Download {
                 }
             }
         }
+    }
+
+    /// Whoever is told so does not poll again: what the scrubber holds back would be lost.
+    fn is_end_stream(&self) -> bool {
+        self.ready.is_empty()
+            && (self.ended
+                || self.body.is_end_stream()
+                    && !self.scrub.as_ref().is_some_and(ScrubStream::holds_bytes))
     }
 
     fn scrub_trailers(&mut self, trailers: &mut HeaderMap) {
