@@ -1,8 +1,12 @@
 //! Names that are fixed across the project: headers, identifiers, defaults.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::de::{self, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use uuid::Uuid;
 
 /// Request header that names the provider.
@@ -70,5 +74,92 @@ impl fmt::Display for ConnectionId {
 impl fmt::Debug for ConnectionId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for ConnectionId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut buffer = Uuid::encode_buffer();
+        serializer.serialize_str(self.0.hyphenated().encode_lower(&mut buffer))
+    }
+}
+
+impl<'de> Deserialize<'de> for ConnectionId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+
+        impl Visitor<'_> for Text {
+            type Value = ConnectionId;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a connection id (a UUID)")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ConnectionId, E> {
+                text.parse().map_err(E::custom)
+            }
+        }
+
+        // A visitor, since a `String` for each of 100,000 ids would be made only to be dropped.
+        deserializer.deserialize_str(Text)
+    }
+}
+
+impl JsonSchema for ConnectionId {
+    fn schema_name() -> Cow<'static, str> {
+        "ConnectionId".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({"type": "string", "format": "uuid"})
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn provider_and_tenant_names_are_judged_byte_by_byte() {
+        for (name, provider, tenant) in [
+            ("github", true, true),
+            ("a.b_c-1", true, true),
+            ("0", true, true),
+            ("-a", false, true),
+            ("A", false, true),
+            ("a:b", false, true),
+            ("", false, false),
+            ("a b", false, false),
+            ("*", false, false),
+            ("\u{e9}", false, false),
+        ] {
+            assert_eq!(is_provider(name), provider, "{name:?}");
+            assert_eq!(is_tenant(name), tenant, "{name:?}");
+        }
+        assert!(is_provider(&"a".repeat(63)) && !is_provider(&"a".repeat(64)));
+        assert!(is_tenant(&"a".repeat(128)) && !is_tenant(&"a".repeat(129)));
+    }
+
+    #[test]
+    fn a_connection_id_has_one_form_whatever_its_spelling() {
+        let canonical = "7d6f3c1e-0000-4000-8000-00000000abcd";
+        for text in [
+            canonical,
+            "7D6F3C1E-0000-4000-8000-00000000ABCD",
+            "7d6f3c1e00004000800000000000abcd",
+            "{7d6f3c1e-0000-4000-8000-00000000abcd}",
+            "urn:uuid:7d6f3c1e-0000-4000-8000-00000000abcd",
+            " 7d6f3c1e-0000-4000-8000-00000000abcd ",
+        ] {
+            let id: ConnectionId = text.parse().unwrap();
+            assert_eq!(id.to_string(), canonical);
+            assert_eq!(format!("{id:?}"), canonical);
+            assert_eq!(serde_json::to_value(id).unwrap(), canonical);
+            assert_eq!(
+                serde_json::from_value::<ConnectionId>(text.into()).unwrap(),
+                id
+            );
+        }
+        assert!("nonsense".parse::<ConnectionId>().is_err());
     }
 }

@@ -84,6 +84,8 @@ pub struct ParamPart {
     pub name: String,
     /// Credential field that holds the value.
     pub credential_field: String,
+    /// Put before the value, and encoded with it. Empty by default.
+    pub value_prefix: String,
 }
 
 /// Where the user name of a `basic_auth` strategy comes from.

@@ -5,15 +5,17 @@
 
 mod codec;
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use self::codec::{Encoded, TableError};
+use crate::names::ConnectionId;
 use crate::spec::{
-    AccessSpec, ConnectionSpec, HeadersSpec, LimitsSpec, ReplaySpec, ResponseSpec, TimeoutsSpec,
-    UpstreamSpec,
+    AccessSpec, HeadersSpec, LimitsSpec, ReplaySpec, ResponseSpec, TimeoutsSpec, UpstreamSpec,
 };
 use crate::strategy::StrategySpec;
 
@@ -61,7 +63,7 @@ pub struct TableRoute {
     pub upstream: UpstreamSpec,
     /// Which credential a tenant has.
     #[serde(default)]
-    pub connections: Vec<ConnectionSpec>,
+    pub connections: Vec<TableConnection>,
     /// How to present the credential.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub strategy: Option<Box<StrategySpec>>,
@@ -89,6 +91,23 @@ pub struct TableRoute {
     /// Service accounts the route is for; empty is all of the namespace.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub service_accounts: Vec<String>,
+}
+
+/// Which connection of the control plane a tenant's requests use.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TableConnection {
+    /// The tenant; `*` is any other, absent is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tenant: Option<Box<str>>,
+    /// The connection whose credential is applied.
+    pub id: ConnectionId,
+    /// A second one whose credential fields are merged under the first's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<ConnectionId>,
+    /// Values for the variables of a templated upstream host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub variables: Option<Box<BTreeMap<String, String>>>,
 }
 
 impl TableRoute {

@@ -184,7 +184,7 @@ mod tests {
 
     async fn token(setup: &DevSetup, route: usize) -> serde_json::Value {
         let address = setup.gateway_url.socket_addrs(|| None).unwrap()[0];
-        let id = &setup.loaded.table.routes[route].connections[0].connection_id;
+        let id = &setup.loaded.table.routes[route].connections[0].id;
         let key = setup.api_key.expose_secret();
         let mut stream = TcpStream::connect(address).await.unwrap();
         let head = format!(

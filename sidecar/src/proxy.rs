@@ -321,7 +321,11 @@ impl Outgoing {
         } else {
             let mut text = self.0.as_str().to_owned();
             for pair in injected {
-                text.push(if text.contains('?') { '&' } else { '?' });
+                match text.find('?') {
+                    Some(mark) if mark + 1 == text.len() => {}
+                    Some(_) => text.push('&'),
+                    None => text.push('?'),
+                }
                 text.push_str(&pair.encoded);
             }
             PathAndQuery::try_from(text).map_err(|_| {

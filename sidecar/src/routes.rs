@@ -60,8 +60,8 @@ impl Route {
 
 /// Every route of one table.
 pub struct RouteSet {
-    /// The look-ups.
-    pub matcher: Matcher<Arc<Route>>,
+    /// The look-ups; `None` is a route that this version cannot serve.
+    pub matcher: Matcher<Option<Arc<Route>>>,
     /// Revision of the table.
     pub revision: u64,
     /// Hash of the table.
@@ -79,12 +79,17 @@ impl RouteSet {
         upstreams: &Arc<Upstreams<RequestBody>>,
         metrics: &Metrics,
     ) -> anyhow::Result<Self> {
-        let matcher: Matcher<Arc<Route>> = Matcher::load(table, |compiled| {
-            prepare(compiled, upstreams, metrics).map(Arc::new)
+        let matcher: Matcher<Option<Arc<Route>>> = Matcher::load(table, |compiled| {
+            if compiled.not_ready {
+                tracing::warn!(route = %compiled.name, "the route uses a feature of a newer version and is not served");
+                return Ok(None);
+            }
+            prepare(compiled, upstreams, metrics).map(|route| Some(Arc::new(route)))
         })?;
         let needs_names = matcher
             .routes()
             .iter()
+            .flatten()
             .any(|route| route.compiled.connections.any_tenant.is_some());
         let mut named = HashSet::default();
         let mut only = None::<&str>;
@@ -92,6 +97,7 @@ impl RouteSet {
         for tenant in matcher
             .routes()
             .iter()
+            .flatten()
             .flat_map(|route| route.compiled.connections.by_tenant.keys())
         {
             several |= only.is_some_and(|known| known != &**tenant);
@@ -117,6 +123,7 @@ impl RouteSet {
         self.matcher
             .routes()
             .iter()
+            .flatten()
             .flat_map(|route| route.credential_keys())
     }
 }
@@ -168,6 +175,7 @@ impl Tenants {
                         .matcher
                         .routes()
                         .iter()
+                        .flatten()
                         .any(|other| other.compiled.connections.by_tenant.contains_key(tenant))
             }
         }

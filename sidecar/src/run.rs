@@ -7,6 +7,7 @@ use anyhow::Context;
 use nexus_crds::names;
 use nexus_crds::table::RouteTable;
 use tokio::runtime::{Builder, Runtime};
+use url::Url;
 
 use crate::app::{self, Config, RouteSource};
 use crate::args::{ControlArgs, DevArgs, RunArgs, ServeArgs};
@@ -23,19 +24,22 @@ use crate::telemetry;
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(&args.serve.log_level)?;
     raise_file_limit();
+    let control = ControlPlane::new(control_plane(args.control.clone())?)?;
+    let tenants = allowed(args.tenants.clone())?;
     log_configuration(&args);
     let RunArgs {
         routes,
-        control,
-        tenants,
+        control: ControlArgs {
+            credential_max_age: max_age,
+            ..
+        },
         serve,
+        ..
     } = args;
     let cache = CacheSettings {
-        max_age: control.credential_max_age,
+        max_age,
         ..CacheSettings::default()
     };
-    let control = ControlPlane::new(control_plane(control)?)?;
-    let tenants = allowed(tenants)?;
     runtime(&serve)?.block_on(async {
         let watch = RouteWatch::start(vec![routes.clone()], Timing::default());
         let load = Arc::new(move || load(&routes));
@@ -201,7 +205,39 @@ fn allowed(tenants: Option<Vec<String>>) -> anyhow::Result<Tenants> {
     ))
 }
 
-/// Once, and nothing secret: secrets are only ever named by their files.
+/// Once, and nothing secret: secrets are only ever named by their files, and a URL with a password is refused.
 fn log_configuration(args: &RunArgs) {
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), configuration = ?args, "starting");
+    let RunArgs {
+        routes,
+        control,
+        tenants,
+        serve,
+    } = args;
+    let ControlArgs {
+        gateway_url,
+        broker_url,
+        api_key_file,
+        token_file,
+        client_cert,
+        client_key,
+        gateway_ca,
+        allow_insecure_gateway,
+        credential_max_age,
+    } = control;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        routes = %routes.display(),
+        gateway_url = gateway_url.as_ref().map(Url::as_str),
+        broker_url = broker_url.as_ref().map(Url::as_str),
+        ?api_key_file,
+        ?token_file,
+        ?client_cert,
+        ?client_key,
+        ?gateway_ca,
+        allow_insecure_gateway,
+        ?credential_max_age,
+        ?tenants,
+        ?serve,
+        "starting"
+    );
 }

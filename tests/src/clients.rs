@@ -16,7 +16,7 @@ pub fn repository() -> &'static Path {
 
 /// Where `cargo xtask test` installs the clients.
 fn installed() -> PathBuf {
-    repository().join("target/clients")
+    crate::target().join("clients")
 }
 
 /// The Python that has requests and botocore.

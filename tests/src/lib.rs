@@ -30,3 +30,9 @@ pub mod wire;
 pub fn connection(number: u32) -> String {
     format!("00000000-0000-4000-8000-{number:012x}")
 }
+
+/// Cargo's target folder: this executable is `<target>/<profile>/deps/<name>` in it.
+pub(crate) fn target() -> std::path::PathBuf {
+    let executable = std::env::current_exe().unwrap();
+    executable.ancestors().nth(3).unwrap().to_owned()
+}

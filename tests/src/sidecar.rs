@@ -35,11 +35,7 @@ fn build() -> PathBuf {
         .status()
         .unwrap();
     assert!(status.success(), "the sidecar does not build");
-    // This test's executable is target/<profile>/deps/<name>; the binary is two levels up and always of the
-    // development profile.
-    let executable = std::env::current_exe().unwrap();
-    let target = executable.ancestors().nth(3).unwrap();
-    target.join("debug/nexus-sidecar")
+    crate::target().join("debug/nexus-sidecar")
 }
 
 /// `nexus-sidecar` with these arguments, an empty environment and no standard input.

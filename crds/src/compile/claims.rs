@@ -18,20 +18,12 @@ impl Claims {
         };
         let shared = cluster.connections.get(&route.namespace);
         let ids = || {
-            route
-                .table
-                .connections
-                .iter()
-                .enumerate()
-                .flat_map(|(index, connection)| {
-                    let first = Some(("connectionId", connection.connection_id.as_str()));
-                    let key = connection.key_connection_id.as_deref();
-                    let both = first
-                        .into_iter()
-                        .chain(key.map(|key| ("keyConnectionId", key)));
-                    // What is no id was refused before.
-                    both.filter_map(move |(field, id)| Some((index, field, id.parse().ok()?)))
-                })
+            let entries = route.table.connections.iter().enumerate();
+            entries.flat_map(|(index, connection)| {
+                let first = [(index, "connectionId", connection.id)];
+                let key = connection.key_id.map(|id| (index, "keyConnectionId", id));
+                first.into_iter().chain(key)
+            })
         };
         for (index, field, id) in ids() {
             let owner = self.0.get(&id);

@@ -90,6 +90,9 @@ impl<'a> Judge<'a> {
             return Err(Problem::new(problem.reason, "spec.provider", message));
         }
         check_name(route)?;
+        if let Some(fault) = &route.fault {
+            return Err(fault.clone());
+        }
         fields.judge(route)?;
         self.check_origin(route, provider)
     }

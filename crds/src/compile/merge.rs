@@ -7,14 +7,18 @@ use crate::compile::{namespace, provider_name};
 use crate::provider::{NexusProvider, NexusProviderSpec};
 use crate::route::{NexusRoute, NexusRouteSpec};
 use crate::spec::{
-    AccessSpec, HeadersSpec, LimitsSpec, ReplaySpec, ResponseSpec, TimeoutsSpec, UpstreamSpec,
+    AccessSpec, ConnectionSpec, HeadersSpec, LimitsSpec, ReplaySpec, ResponseSpec, TimeoutsSpec,
+    UpstreamSpec,
 };
-use crate::table::TableRoute;
+use crate::status::{Problem, Reason};
+use crate::table::{TableConnection, TableRoute};
 
 /// A route as it would stand in a table.
 pub(super) struct Route {
     pub(super) namespace: String,
     pub(super) table: TableRoute,
+    /// What a table cannot even hold.
+    pub(super) fault: Option<Problem>,
 }
 
 /// Merges a route over its provider.
@@ -51,7 +55,7 @@ pub(super) fn route(route: &NexusRoute, provider: Option<&NexusProvider>) -> Rou
         provider: provider_name(route).to_owned(),
         requires: Vec::new(),
         upstream: over(upstream, default_upstream, merge_upstream).unwrap_or_default(),
-        connections,
+        connections: Vec::new(),
         strategy: strategy.or(default_strategy).map(Box::new),
         headers: over(headers, default_headers, merge_headers).map(Box::new),
         access: over(access, default_access, merge_access).map(Box::new),
@@ -62,10 +66,49 @@ pub(super) fn route(route: &NexusRoute, provider: Option<&NexusProvider>) -> Rou
         pod_selector: pod_selector.map(Box::new),
         service_accounts,
     };
+    let connections = connections.iter().enumerate();
+    let (connections, fault) = match connections
+        .map(|(index, spec)| connection(index, spec))
+        .collect()
+    {
+        Ok(connections) => (connections, None),
+        Err(problem) => (Vec::new(), Some(problem)),
+    };
     Route {
         namespace: namespace(route),
-        table,
+        table: TableRoute {
+            connections,
+            ..table
+        },
+        fault,
     }
+}
+
+fn connection(index: usize, spec: &ConnectionSpec) -> Result<TableConnection, Problem> {
+    let ConnectionSpec {
+        tenant,
+        connection_id,
+        key_connection_id,
+        variables,
+    } = spec;
+    let parse = |field: &str, id: &str| {
+        id.parse().map_err(|_| {
+            Problem::new(
+                Reason::InvalidValue,
+                format!("spec.connections[{index}].{field}"),
+                "is not a connection id: it must be a UUID",
+            )
+        })
+    };
+    Ok(TableConnection {
+        tenant: tenant.as_deref().map(Box::from),
+        id: parse("connectionId", connection_id)?,
+        key_id: key_connection_id
+            .as_deref()
+            .map(|id| parse("keyConnectionId", id))
+            .transpose()?,
+        variables: (!variables.is_empty()).then(|| Box::new(variables.clone())),
+    })
 }
 
 /// A provider by itself, as a route that adds nothing.

@@ -10,12 +10,12 @@ use crate::provider::NexusProvider;
 use crate::spec::{AccessMode, SetCookie};
 use crate::status::Warning;
 use crate::strategy::{Strategy, StrategyError};
-use crate::table::TableRoute;
+use crate::table::{TableConnection, TableRoute};
 
 /// Warnings for a route, its provider's fields included.
 pub(super) fn route(route: &Route, grants: &Grants) -> Vec<Warning> {
     let mut warnings = Vec::new();
-    connections(&route.table, &mut warnings);
+    connections(&route.table, route.fault.is_some(), &mut warnings);
     shared(&route.table, &mut warnings);
     reach::endpoints(&route.table, &mut warnings);
     no_effect_yet(&route.table, grants, &mut warnings);
@@ -41,14 +41,14 @@ pub(super) fn provider(provider: &NexusProvider) -> Vec<Warning> {
     warnings
 }
 
-fn connections(route: &TableRoute, warnings: &mut Vec<Warning>) {
-    if route.connections.is_empty() {
+fn connections(route: &TableRoute, faulty: bool, warnings: &mut Vec<Warning>) {
+    if route.connections.is_empty() && !faulty {
         warnings.push(warning(
             "spec.connections",
             "is empty, so no request finds a credential; add {connectionId: ...}, with a tenant where you have several",
         ));
     }
-    let any = |connection: &crate::spec::ConnectionSpec| connection.tenant.as_deref() == Some("*");
+    let any = |connection: &TableConnection| connection.tenant.as_deref() == Some("*");
     if let Some(index) = route.connections.iter().position(any)
         && route.access.is_none()
     {
@@ -158,13 +158,13 @@ fn no_effect_yet(route: &TableRoute, grants: &Grants, warnings: &mut Vec<Warning
     }
     selectors(route, grants, warnings);
     for (index, connection) in route.connections.iter().enumerate() {
-        if connection.key_connection_id.is_some() {
+        if connection.key_id.is_some() {
             warnings.push(later(format!("spec.connections[{index}].keyConnectionId")));
             break;
         }
     }
     for (index, connection) in route.connections.iter().enumerate() {
-        if !connection.variables.is_empty() {
+        if connection.variables.is_some() {
             warnings.push(later(format!("spec.connections[{index}].variables")));
             break;
         }

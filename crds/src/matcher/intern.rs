@@ -20,6 +20,14 @@ pub(crate) struct Interner<'t> {
 }
 
 impl<'t> Interner<'t> {
+    /// With room for so many texts: growing would hash all of them again.
+    pub(super) fn with_capacity(texts: usize) -> Self {
+        Self {
+            texts: HashSet::with_capacity_and_hasher(texts, RandomState::default()),
+            ..Self::default()
+        }
+    }
+
     pub(super) fn text(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.texts.get(text) {
             return Arc::clone(known);

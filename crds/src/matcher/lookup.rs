@@ -46,12 +46,13 @@ impl<R> Matcher<R> {
         table: &RouteTable,
         mut keep: impl FnMut(CompiledRoute) -> Result<R, E>,
     ) -> Result<Self, E> {
-        let mut interner = Interner::default();
-        let connections = table
+        let connections: usize = table
             .routes
             .iter()
             .map(|route| route.connections.len())
             .sum();
+        // A tenant for each connection; host, base path and provider for each route.
+        let mut interner = Interner::with_capacity(connections + 3 * table.routes.len());
         let mut matcher = Self {
             routes: Vec::with_capacity(table.routes.len()),
             by_provider: map(table.routes.len()),

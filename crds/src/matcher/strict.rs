@@ -9,13 +9,11 @@ use crate::matcher::{
     CompiledRoute, Connection, Connections, HeaderRules, Limits, Rate, Replay, ResponseRules,
     Timeouts, upstream, values,
 };
-use crate::names::{ConnectionId, is_provider, is_tenant};
-use crate::spec::{
-    Compression, ConnectionSpec, LimitsSpec, ReplaySpec, ResponseSpec, SetCookie, TimeoutsSpec,
-};
+use crate::names::{is_provider, is_tenant};
+use crate::spec::{Compression, LimitsSpec, ReplaySpec, ResponseSpec, SetCookie, TimeoutsSpec};
 use crate::status::{Problem, Reason};
 use crate::strategy::{Strategy, StrategyError, StrategySpec};
-use crate::table::TableRoute;
+use crate::table::{TableConnection, TableRoute};
 
 const MAX_SIGNED_BODY: u64 = 64 * 1024 * 1024;
 const MAX_REPLAY_BODY: u64 = 32 * 1024 * 1024;
@@ -127,30 +125,21 @@ fn check_strategy(spec: &StrategySpec) -> Result<(), Problem> {
 }
 
 fn parse_connections(
-    specs: &[ConnectionSpec],
+    entries: &[TableConnection],
     interner: &mut Interner<'_>,
 ) -> Result<Connections, Problem> {
     let mut connections = Connections::default();
-    connections.by_tenant.reserve(specs.len());
-    for (index, spec) in specs.iter().enumerate() {
-        let ConnectionSpec {
+    connections.by_tenant.reserve(entries.len());
+    for (index, entry) in entries.iter().enumerate() {
+        let TableConnection {
             tenant,
-            connection_id,
-            key_connection_id,
+            id,
+            key_id,
             variables: _,
-        } = spec;
-        let id = |field: &str, text: &str| {
-            text.parse::<ConnectionId>().map_err(|_| {
-                let field = format!("spec.connections[{index}].{field}");
-                invalid(field, "is not a connection id: it must be a UUID")
-            })
-        };
+        } = entry;
         let connection = Connection {
-            id: id("connectionId", connection_id)?,
-            key_id: key_connection_id
-                .as_deref()
-                .map(|key| id("keyConnectionId", key))
-                .transpose()?,
+            id: *id,
+            key_id: *key_id,
         };
         let taken = match tenant.as_deref() {
             None => connections.tenantless.replace(connection).is_some(),

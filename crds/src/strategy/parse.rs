@@ -103,9 +103,10 @@ fn param_parts(config: &Config<'_>, defaults: Defaults) -> Result<Vec<ParamPart>
         Ok(ParamPart {
             name: config.required(key)?.to_owned(),
             credential_field: config.field("credential_field", defaults.value)?,
+            value_prefix: config.text("value_prefix")?.unwrap_or_default().to_owned(),
         })
     };
-    let Some(set) = config.set(&["param_name", "credential_field"])? else {
+    let Some(set) = config.set(&["param_name", "credential_field", "value_prefix"])? else {
         return Ok(vec![part(config, "param_name")?]);
     };
     let parts = each_of(&set, |entry| part(entry, "name"))?;

@@ -22,6 +22,7 @@ fn param(name: &str, field: &str) -> ParamPart {
     ParamPart {
         name: name.to_owned(),
         credential_field: field.to_owned(),
+        value_prefix: String::new(),
     }
 }
 

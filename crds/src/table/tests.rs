@@ -3,6 +3,8 @@ use serde_json::{Value, json};
 
 use super::*;
 
+const ID: &str = "11111111-1111-4111-8111-111111111111";
+
 fn route(name: &str) -> TableRoute {
     TableRoute {
         name: name.to_owned(),
@@ -47,14 +49,14 @@ fn unknown_fields_are_ignored_at_every_depth() {
     let table = RouteTable::decode(&wire(json!([{
         "name": "a", "provider": "a", "new": 1,
         "upstream": {"url": "https://a.example.com", "new": {"x": 1}},
-        "connections": [{"connectionId": "x", "new": true}],
+        "connections": [{"id": ID, "new": true}],
         "access": {"new": 1, "deny": [{"new": 1, "paths": ["/a"], "headers": {"Any": "x"}}]},
         "strategy": {"type": "header", "config": {"header_name": "X-Key"}},
     }])))
     .unwrap();
     let route = &table.routes[0];
     assert_eq!(route.upstream.url.as_deref(), Some("https://a.example.com"));
-    assert_eq!(route.connections[0].connection_id, "x");
+    assert_eq!(route.connections[0].id.to_string(), ID);
     let deny = &route.access.as_ref().unwrap().deny.as_ref().unwrap()[0];
     assert_eq!(deny.paths.as_deref(), Some(&["/a".to_owned()][..]));
     assert_eq!(deny.headers["Any"], "x");

@@ -73,6 +73,11 @@ pub enum ConfigError {
         "the control plane's URL {0} must be https: credentials travel over it; only a loopback host, or an explicit permission, may use http"
     )]
     Insecure(String),
+    /// The URL holds a user name or password.
+    #[error(
+        "the control plane's URL must not hold a user name or password, which process lists would show; give a file with --api-key-file or --token-file"
+    )]
+    UserInfo,
     /// The URL is not for HTTP.
     #[error("the control plane's URL {0} must start with https:// or http:// and have a host")]
     Url(String),
@@ -129,6 +134,9 @@ impl ControlPlane {
     /// Checks the settings and reads every file once, so that mistakes show at the start.
     pub fn new(config: ControlPlaneConfig) -> Result<Self, ConfigError> {
         let url = &config.url;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(ConfigError::UserInfo);
+        }
         match url.scheme() {
             "https" if url.has_host() => {}
             "http" if url.has_host() => {

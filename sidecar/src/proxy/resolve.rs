@@ -186,7 +186,7 @@ fn path_and_query(parts: &Parts) -> Result<PathAndQuery, ProxyError> {
             PathAndQuery::try_from(format!("/{target}"))
                 .map_err(|_| bad_request("the target is not a path"))
         }
-        None if parts.uri.authority().is_some() => Ok(PathAndQuery::from_static("/")),
+        None if parts.uri.scheme().is_some() => Ok(PathAndQuery::from_static("/")),
         _ => Err(bad_request(
             "the request target is not a path; `*` is not forwarded",
         )),
@@ -234,11 +234,10 @@ fn foreign_authority(parts: &Parts) -> Option<(&str, &str, u16)> {
 }
 
 fn by_provider<'a>(routes: &'a RouteSet, provider: &str) -> Result<&'a Arc<Route>, ProxyError> {
-    routes.matcher.by_provider(provider).ok_or_else(|| {
-        ProxyError::new(
-            Code::ProviderUnknown,
-            format!("no route has the provider {provider:?}"),
-        )
+    let found = routes.matcher.by_provider(provider);
+    served(found, || {
+        let detail = format!("no route has the provider {provider:?}");
+        ProxyError::new(Code::ProviderUnknown, detail)
     })
 }
 
@@ -246,12 +245,12 @@ fn by_connection(
     routes: &RouteSet,
     id: ConnectionId,
 ) -> Result<(&Arc<Route>, Option<&str>), ProxyError> {
-    routes.matcher.by_connection(id).ok_or_else(|| {
-        ProxyError::new(
-            Code::ConnectionUnknown,
-            "no route of this sidecar uses the connection",
-        )
-    })
+    let (route, tenant) = routes.matcher.by_connection(id).unzip();
+    let route = served(route, || {
+        let detail = "no route of this sidecar uses the connection";
+        ProxyError::new(Code::ConnectionUnknown, detail)
+    })?;
+    Ok((route, tenant.flatten()))
 }
 
 fn by_host<'a>(
@@ -262,11 +261,19 @@ fn by_host<'a>(
 ) -> Result<&'a Arc<Route>, ProxyError> {
     let host = host.to_ascii_lowercase();
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    routes.matcher.by_host(host, port, path).ok_or_else(|| {
-        ProxyError::new(
-            Code::ProviderUnknown,
-            "no route has this upstream host and path; the sidecar is not an open proxy",
-        )
+    served(routes.matcher.by_host(host, port, path), || {
+        let detail = "no route has this upstream host and path; the sidecar is not an open proxy";
+        ProxyError::new(Code::ProviderUnknown, detail)
+    })
+}
+
+fn served(
+    found: Option<&Option<Arc<Route>>>,
+    unknown: impl FnOnce() -> ProxyError,
+) -> Result<&Arc<Route>, ProxyError> {
+    found.ok_or_else(unknown)?.as_ref().ok_or_else(|| {
+        let detail = "the route uses a feature that this sidecar does not know; upgrade it";
+        ProxyError::new(Code::NotReady, detail)
     })
 }
 
@@ -282,12 +289,6 @@ fn target(
         path_and_query,
         addressing,
     } = found;
-    if route.compiled.not_ready {
-        return Err(ProxyError::new(
-            Code::NotReady,
-            "the route uses a feature that this sidecar does not know; upgrade it",
-        ));
-    }
     let tenant = match (asked.tenant, named) {
         (Some(header), Some(named)) if header != named => {
             return Err(bad_request(
@@ -403,8 +404,7 @@ impl BrowserGuard {
     /// Judges `Host`, `Origin` and `Sec-Fetch-Site`. `Sec-Fetch-Mode` says nothing: Node's fetch sends it.
     pub fn check(&self, parts: &Parts) -> Result<(), ProxyError> {
         let headers = &parts.headers;
-        let origin_form = parts.uri.authority().is_none();
-        if origin_form {
+        if parts.uri.scheme().is_none() {
             let mut hosts = headers.get_all(HOST).iter();
             match (hosts.next(), hosts.next()) {
                 (Some(host), None) => self.check_host(host)?,

@@ -104,7 +104,7 @@ impl Reloader {
             routes.hash.clone(),
             routes.matcher.routes().len(),
         );
-        self.shared.store(Some(routes));
+        let changed = self.shared.swap(Some(routes)).is_some();
         self.credentials.retain(|key| keys.contains(key));
         self.upstreams.retain_used();
         self.metrics
@@ -113,7 +113,9 @@ impl Reloader {
         self.metrics
             .table_routes
             .set(i64::try_from(count).unwrap_or(i64::MAX));
-        self.recorder.table_changed(revision, &hash, count);
+        if changed {
+            self.recorder.table_changed(revision, &hash, count);
+        }
         tracing::info!(revision, hash, routes = count, "routes loaded");
         self.readiness.update(|state| {
             state.revision = Some(revision);

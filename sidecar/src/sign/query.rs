@@ -17,12 +17,14 @@ pub(crate) fn prepare(parts: &[ParamPart], fields: &Fields) -> Result<Prepared, 
         let ParamPart {
             name,
             credential_field,
+            value_prefix,
         } = part;
         let value = fields.require(credential_field)?;
+        let prefixed = Zeroizing::new([value_prefix, value].concat());
         // Room for the worst case, so that no piece of the secret stays behind in an outgrown buffer.
-        let room = String::with_capacity(3 * (name.len() + value.len()) + 1);
+        let room = String::with_capacity(3 * (name.len() + prefixed.len()) + 1);
         let encoded = form_urlencoded::Serializer::new(room)
-            .append_pair(name, value)
+            .append_pair(name, &prefixed)
             .finish();
         pairs.push(QueryPair {
             name: name.clone(),

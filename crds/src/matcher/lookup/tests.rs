@@ -57,9 +57,9 @@ fn every_field_reaches_the_compiled_route() {
         "name": "a", "provider": "p",
         "upstream": {"url": "http://h:81/b", "allowInsecure": true, "protocol": "H2C", "allowPrivateAddresses": true},
         "connections": [
-            {"connectionId": ID_1},
-            {"tenant": "t", "connectionId": ID_2, "keyConnectionId": ID_3},
-            {"tenant": "*", "connectionId": ID_3},
+            {"id": ID_1},
+            {"tenant": "t", "id": ID_2, "keyId": ID_3},
+            {"tenant": "*", "id": ID_3},
         ],
         "strategy": {"type": "dpop"},
         "headers": {"set": {"X-A": "1"}, "remove": ["X-B"], "keep": ["X-Api-Key"]},
@@ -127,11 +127,11 @@ fn a_host_is_found_by_its_longest_base_path_at_a_segment_boundary() {
 fn a_connection_leads_to_its_route_and_tenant() {
     let matcher = load(json!([
         {"name": "a", "provider": "a", "upstream": {"url": "https://a.example"}, "connections": [
-            {"connectionId": ID_1}, {"tenant": "*", "connectionId": ID_3},
+            {"id": ID_1}, {"tenant": "*", "id": ID_3},
         ]},
         {"name": "b", "provider": "b", "upstream": {"url": "https://b.example"}, "connections": [
-            {"tenant": "z", "connectionId": ID_2}, {"tenant": "t", "connectionId": ID_2},
-            {"tenant": "u", "connectionId": ID_1},
+            {"tenant": "z", "id": ID_2}, {"tenant": "t", "id": ID_2},
+            {"tenant": "u", "id": ID_1},
         ]},
     ]));
     let found = |text| {
@@ -151,7 +151,7 @@ fn routes_share_what_they_have_in_common() {
             "name": format!("r{n}"), "provider": format!("p{n}"),
             "upstream": {"url": "https://h.example/base", "caBundle": null},
             "access": {"deny": [{"paths": ["/a/**"]}]},
-            "connections": [{"tenant": "shared", "connectionId": ID_1}],
+            "connections": [{"tenant": "shared", "id": ID_1}],
         })
     };
     let matcher = load((0..3).map(route).collect());
@@ -211,7 +211,7 @@ fn ten_thousand_routes_with_a_hundred_thousand_tenants_load() {
             .map(|tenant| {
                 serde_json::from_value(json!({
                     "tenant": format!("t{tenant}"),
-                    "connectionId": format!("{:08x}-1111-4111-8111-{:012x}", n, tenant),
+                    "id": format!("{:08x}-1111-4111-8111-{:012x}", n, tenant),
                 }))
                 .unwrap()
             })
