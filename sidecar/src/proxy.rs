@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{EXPECT, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
@@ -430,14 +430,32 @@ async fn forward(
 fn answered(
     result: Result<Response<UpstreamBody>, SendError>,
 ) -> Result<Response<UpstreamBody>, ProxyError> {
-    let response = result.map_err(ProxyError::from)?;
+    let mut response = result.map_err(ProxyError::from)?;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(ProxyError::new(
             Code::UpstreamUnreachable,
             "the upstream switched protocols without being asked to",
         ));
     }
+    settle_framing(response.headers_mut())?;
     Ok(response)
+}
+
+/// `Transfer-Encoding` overrides `Content-Length` (RFC 9112 section 6.3), which would frame the answer to the agent
+/// otherwise. A coding beside `chunked` was not asked for, and nobody would decode it once the field is gone.
+fn settle_framing(headers: &mut HeaderMap) -> Result<(), ProxyError> {
+    let mut codings = headers.get_all(TRANSFER_ENCODING).iter();
+    let Some(coding) = codings.next() else {
+        return Ok(());
+    };
+    if codings.next().is_some() || !coding.as_bytes().eq_ignore_ascii_case(b"chunked") {
+        return Err(ProxyError::new(
+            Code::UpstreamUnreachable,
+            "the upstream's answer has a transfer coding other than chunked",
+        ));
+    }
+    headers.remove(CONTENT_LENGTH);
+    Ok(())
 }
 
 fn is_websocket(headers: &HeaderMap) -> bool {
@@ -487,5 +505,33 @@ struct HeldBytes {
 impl AsRef<[u8]> for HeldBytes {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn framed(fields: &[(http::HeaderName, &'static str)]) -> (bool, bool) {
+        let mut headers = HeaderMap::new();
+        for (name, value) in fields {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        let settled = settle_framing(&mut headers).is_ok();
+        (settled, headers.contains_key(CONTENT_LENGTH))
+    }
+
+    #[test]
+    fn chunks_override_the_length_and_other_codings_are_refused() {
+        let coding = |value| (TRANSFER_ENCODING, value);
+        let length = || (CONTENT_LENGTH, "5");
+        assert_eq!(framed(&[length()]), (true, true));
+        assert_eq!(framed(&[length(), coding("Chunked")]), (true, false));
+        for refused in ["gzip, chunked", "chunked, gzip", "gzip", "identity", ""] {
+            assert!(!framed(&[coding(refused)]).0, "{refused}");
+        }
+        assert!(!framed(&[coding("chunked"), coding("chunked")]).0);
     }
 }

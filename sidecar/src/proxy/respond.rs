@@ -7,12 +7,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{
-    CONNECTION, CONTENT_TYPE, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
-};
+use http::header::{CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, HeaderValue, Response};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
+use hyper::ext::ReasonPhrase;
 use nexus_crds::matcher::{ResponseRules, RewriteLinks, Scrub};
 use tokio::time::{Instant, Sleep};
 
@@ -39,9 +38,9 @@ pub enum AgentBody {
 /// A streaming answer.
 pub struct Download {
     body: UpstreamBody,
-    scrubber: Option<Arc<Scrubber>>,
+    route: Arc<Route>,
+    credential: Arc<Credential>,
     scrub: Option<ScrubStream>,
-    block: bool,
     idle: IdleTimer,
     deadline: Option<Pin<Box<Sleep>>>,
     ready: VecDeque<Frame<Bytes>>,
@@ -85,13 +84,10 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
         }
         RewriteLinks::Off => {}
     }
-    let scrubber = match rules.scrub {
-        Scrub::Redact | Scrub::Block => credential.scrubber(),
-        Scrub::Off => None,
-    };
     let mut scrub = None;
-    if let Some(scrubber) = scrubber {
+    if let Some(scrubber) = scrubber(rules, &credential) {
         record.scrubbed(scrub_headers(&mut parts.headers, scrubber));
+        record.scrubbed(scrub_reason(&mut parts.extensions, scrubber));
         if !body.is_end_stream() && is_textual(parts.headers.get(CONTENT_TYPE)) {
             scrub = Some(ScrubStream::new(Arc::clone(scrubber)));
         }
@@ -101,16 +97,23 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
         .insert(REQUEST_ID, record.request_id().clone());
     let body = AgentBody::Stream(Box::new(Download {
         body,
-        scrubber: scrubber.cloned(),
         scrub,
-        block: rules.scrub == Scrub::Block,
         idle: IdleTimer::new(route.compiled.timeouts.idle),
         deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
         ready: VecDeque::new(),
         ended: false,
         record,
+        route,
+        credential,
     }));
     Response::from_parts(parts, body)
+}
+
+fn scrubber<'a>(rules: &ResponseRules, credential: &'a Credential) -> Option<&'a Arc<Scrubber>> {
+    match rules.scrub {
+        Scrub::Redact | Scrub::Block => credential.scrubber(),
+        Scrub::Off => None,
+    }
 }
 
 fn rewrite_links(
@@ -224,6 +227,17 @@ fn scrub_headers(headers: &mut HeaderMap, scrubber: &Scrubber) -> u64 {
     hits
 }
 
+/// HTTP/1.1 carries a text beside the status (RFC 9112 section 4), and some servers say there what they got.
+fn scrub_reason(extensions: &mut Extensions, scrubber: &Scrubber) -> u64 {
+    let said = extensions
+        .get::<ReasonPhrase>()
+        .is_some_and(|reason| scrubber.contains(reason.as_bytes()));
+    if said {
+        extensions.remove::<ReasonPhrase>();
+    }
+    u64::from(said)
+}
+
 fn validates_the_body(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
@@ -251,9 +265,7 @@ impl Body for AgentBody {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes, _) => bytes.is_none(),
-            Self::Stream(download) => {
-                download.ready.is_empty() && (download.ended || download.body.is_end_stream())
-            }
+            Self::Stream(download) => download.is_end_stream(),
         }
     }
 
@@ -299,7 +311,9 @@ impl Download {
                     };
                 }
             }
-            if self.block && self.scrub.as_ref().is_some_and(|scrub| scrub.hits() > 0) {
+            if self.route.compiled.response.scrub == Scrub::Block
+                && self.scrub.as_ref().is_some_and(|scrub| scrub.hits() > 0)
+            {
                 return self.fail(BodyError::Blocked);
             }
         }
@@ -322,18 +336,26 @@ impl Download {
             Err(frame) => {
                 self.end();
                 if let Ok(mut trailers) = frame.into_trailers() {
-                    self.scrub_trailers(&mut trailers);
+                    self.clean_trailers(&mut trailers);
                     self.ready.push_back(Frame::trailers(trailers));
                 }
             }
         }
     }
 
-    fn scrub_trailers(&mut self, trailers: &mut HeaderMap) {
-        for name in [CONNECTION, TRANSFER_ENCODING, SET_COOKIE, UPGRADE, TE] {
-            trailers.remove(name);
-        }
-        if let Some(scrubber) = &self.scrubber {
+    /// Whoever is told so does not poll again: what the scrubber holds back would be lost.
+    fn is_end_stream(&self) -> bool {
+        self.ready.is_empty()
+            && (self.ended
+                || self.body.is_end_stream()
+                    && !self.scrub.as_ref().is_some_and(ScrubStream::holds_bytes))
+    }
+
+    fn clean_trailers(&mut self, trailers: &mut HeaderMap) {
+        let rules = &self.route.compiled.response;
+        strip(trailers, rules, &self.credential);
+        trailers.remove(CONTENT_LENGTH);
+        if let Some(scrubber) = scrubber(rules, &self.credential) {
             self.record.scrubbed(scrub_headers(trailers, scrubber));
         }
     }
@@ -363,5 +385,50 @@ impl Download {
             &error,
         );
         Poll::Ready(Some(Err(error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::SystemTime;
+
+    use super::*;
+
+    const TOKEN: &str = "tok_0123456789abcdef";
+
+    fn credential() -> Credential {
+        let payload = format!(
+            r#"{{"strategy": {{"type": "header", "config": {{"header_name": "X-My-Key"}}}}, "credentials": {{"api_key": "{TOKEN}"}}}}"#
+        );
+        Credential::parse(payload.as_bytes(), None, SystemTime::UNIX_EPOCH).unwrap()
+    }
+
+    #[test]
+    fn a_secret_in_the_reason_phrase_takes_the_phrase_with_it() {
+        let credential = credential();
+        let scrubber = credential.scrubber().unwrap();
+        for (reason, kept) in [(format!("Bad token {TOKEN}"), false), ("Fine".into(), true)] {
+            let mut extensions = Extensions::new();
+            extensions.insert(ReasonPhrase::try_from(reason).unwrap());
+            assert_eq!(scrub_reason(&mut extensions, scrubber), u64::from(!kept));
+            assert_eq!(extensions.get::<ReasonPhrase>().is_some(), kept);
+        }
+    }
+
+    #[test]
+    fn what_we_injected_and_our_own_names_do_not_come_back() {
+        let mut headers = HeaderMap::new();
+        for name in [
+            "x-my-key",
+            "x-nexus-error",
+            "set-cookie",
+            "connection",
+            "x-b",
+            "x-c",
+        ] {
+            headers.insert(name, HeaderValue::from_static("x-b"));
+        }
+        strip(&mut headers, &ResponseRules::default(), &credential());
+        assert_eq!(headers.keys().collect::<Vec<_>>(), ["x-c"]);
     }
 }

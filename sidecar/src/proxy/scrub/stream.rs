@@ -75,6 +75,11 @@ impl ScrubStream {
         rest
     }
 
+    /// True if bytes are held back that [`finish`](Self::finish) will return.
+    pub fn holds_bytes(&self) -> bool {
+        self.open.len() > self.released
+    }
+
     /// How many runs of bytes were masked.
     pub fn hits(&self) -> u64 {
         self.hits

@@ -386,3 +386,21 @@ proptest! {
         prop_assert_eq!(stream(&scrubber, &chunks(text.as_bytes(), &ends)).concat(), text.as_bytes());
     }
 }
+
+#[test]
+fn a_stream_holds_bytes_exactly_when_its_end_would_return_some() {
+    let scrubber = scrubber(&[b"ghp_0123456789"]);
+    for (text, held) in [
+        (&b"hello ghp_012"[..], true),
+        (b"hello ghp", false),
+        (b"hello ghp_0123456789", false),
+        (b"hello", false),
+        (b"", false),
+    ] {
+        let mut stream = ScrubStream::new(Arc::clone(&scrubber));
+        stream.push(Bytes::from_static(text));
+        assert_eq!(stream.holds_bytes(), held, "{text:?}");
+        assert_eq!(!stream.finish().is_empty(), held, "{text:?}");
+        assert!(!stream.holds_bytes());
+    }
+}
