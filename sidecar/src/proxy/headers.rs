@@ -10,6 +10,7 @@ use http::header::{
     SEC_WEBSOCKET_PROTOCOL, TE, TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
+use nexus_crds::header;
 use nexus_crds::matcher::{CompiledRoute, Scrub};
 
 use crate::credential::{Credential, QueryPair};
@@ -34,39 +35,14 @@ fn fate(name: &HeaderName) -> Fate {
         | "http2-settings"
         | "proxy-authenticate"
         | "proxy-authentication-info"
+        | "proxy-authorization"
         | "host"
         | "x-http-method-override"
         | "x-method-override"
         | "x-http-method"
         | "x-original-url"
         | "x-rewrite-url" => Fate::Never,
-        "authorization"
-        | "cookie"
-        | "cookie2"
-        | "proxy-authorization"
-        | "x-api-key"
-        | "api-key"
-        | "x-goog-api-key"
-        | "private-token"
-        | "x-auth-token"
-        | "ocp-apim-subscription-key"
-        | "x-amz-security-token"
-        | "dpop"
-        | "x-sfdc-session"
-        | "x-figma-token"
-        | "x-shopify-access-token"
-        | "x-shopify-storefront-access-token"
-        | "shopify-storefront-private-token"
-        | "dd-api-key"
-        | "dd-application-key"
-        | "x-auth-key"
-        | "x-auth-email"
-        | "x-auth-user-service-key"
-        | "x-subscription-token"
-        | "job-token"
-        | "deploy-token"
-        | "apikey"
-        | "boxapi"
+        "cookie2"
         | "forwarded"
         | "via"
         | "x-forwarded"
@@ -83,6 +59,7 @@ fn fate(name: &HeaderName) -> Fate {
         | "x-cluster-client-ip"
         | "true-client-ip"
         | "cf-connecting-ip" => Fate::UnlessKept,
+        _ if header::is_credential(name) => Fate::UnlessKept,
         other if other.starts_with("x-nexus-") => Fate::Never,
         _ => Fate::Forward,
     }
