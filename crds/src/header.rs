@@ -58,9 +58,32 @@ pub fn is_credential(name: &HeaderName) -> bool {
     )
 }
 
+/// True for names that servers behind CGI, WSGI or Rack cannot tell apart, since there both `-` and `_` become `_`.
+pub fn alike(one: &HeaderName, other: &HeaderName) -> bool {
+    let dashed = |byte| if byte == b'_' { b'-' } else { byte };
+    let (one, other) = (one.as_str(), other.as_str());
+    one.len() == other.len() && one.bytes().map(dashed).eq(other.bytes().map(dashed))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_differ_in_dashes_and_underscores_only_are_alike() {
+        let alike_to_key = |name| {
+            alike(
+                &HeaderName::from_static("x-api-key"),
+                &HeaderName::from_static(name),
+            )
+        };
+        assert!(
+            alike_to_key("x-api-key") && alike_to_key("x_api-key") && alike_to_key("x_api_key")
+        );
+        assert!(
+            !alike_to_key("x-api-kez") && !alike_to_key("xapikey") && !alike_to_key("x.api.key")
+        );
+    }
 
     #[test]
     fn framing_host_and_own_fields_are_reserved() {

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
@@ -102,6 +102,8 @@ impl Proxy {
             .request
             .map(|limit| Instant::now() + limit);
 
+        // The rules judge what is sent, and what `Connection` names is not.
+        headers::remove_connection_named(&mut parts.headers);
         self.authorise(&parts, &target)?;
         let credential = self.credential(&target).await?;
         let outgoing = prepare(&mut parts, &target, &credential)?;
@@ -194,13 +196,15 @@ impl Proxy {
         parts: &mut Parts,
         outgoing: Outgoing,
         body: Incoming,
-        route: &Route,
-        credential: &Credential,
+        route: &Arc<Route>,
+        credential: &Arc<Credential>,
     ) -> Result<Signed, ProxyError> {
         let signed = match credential.body_mode(&parts.headers) {
-            BodyMode::Stream => Signed::stream(&parts.headers, body, route.compiled.timeouts.idle),
+            BodyMode::Stream => Signed::stream(&parts.headers, body, route, credential),
             BodyMode::Buffer => {
                 parts.headers.remove(EXPECT);
+                // They are not part of what is signed and do not survive the buffer.
+                parts.headers.remove(TRAILER);
                 Signed {
                     body: self.buffer(body, route).await?,
                     progress: None,
@@ -348,7 +352,12 @@ struct Signed {
 }
 
 impl Signed {
-    fn stream(headers: &HeaderMap, body: Incoming, idle: Option<Duration>) -> Self {
+    fn stream(
+        headers: &HeaderMap,
+        body: Incoming,
+        route: &Arc<Route>,
+        credential: &Arc<Credential>,
+    ) -> Self {
         let expects = headers
             .get(EXPECT)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
@@ -361,7 +370,7 @@ impl Signed {
         } else {
             (None, None)
         };
-        let (body, progress) = RequestBody::stream(body, idle, gate);
+        let (body, progress) = RequestBody::stream(body, gate, route, credential);
         Self {
             body,
             progress,

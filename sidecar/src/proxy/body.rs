@@ -14,6 +14,8 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::headers::filter_trailers;
+use crate::credential::Credential;
+use crate::routes::Route;
 
 /// Why a body ended early. Carries no content.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +50,9 @@ pub struct Upload {
     progress: Arc<Progress>,
     idle: IdleTimer,
     gate: Option<ContinueGate>,
+    /// They say which trailers may pass.
+    route: Arc<Route>,
+    credential: Arc<Credential>,
 }
 
 /// How far an upload is, for whoever waits for the answer.
@@ -73,8 +78,9 @@ impl RequestBody {
     /// Streams `incoming`; `gate` holds it back until the upstream wants it.
     pub fn stream(
         incoming: Incoming,
-        idle: Option<Duration>,
         gate: Option<ContinueGate>,
+        route: &Arc<Route>,
+        credential: &Arc<Credential>,
     ) -> (Self, Option<Arc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
@@ -83,8 +89,10 @@ impl RequestBody {
         let upload = Upload {
             incoming,
             progress: Arc::clone(&progress),
-            idle: IdleTimer::new(idle),
+            idle: IdleTimer::new(route.compiled.timeouts.idle),
             gate,
+            route: Arc::clone(route),
+            credential: Arc::clone(credential),
         };
         (Self::Stream(Box::new(upload)), Some(progress))
     }
@@ -139,7 +147,7 @@ impl Upload {
                         .fetch_add(data.len() as u64, Ordering::Relaxed);
                 }
                 if let Some(trailers) = frame.trailers_mut() {
-                    filter_trailers(trailers);
+                    filter_trailers(trailers, &self.route.compiled, &self.credential);
                 }
                 if self.incoming.is_end_stream() {
                     self.progress.finished.store(true, Ordering::Relaxed);
