@@ -24,12 +24,11 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use nexus_crds::access::AccessRequest;
 use nexus_crds::path;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use self::body::{ContinueGate, Progress, RequestBody};
+use self::body::{ContinueGate, Expectation, Progress, RequestBody};
 use self::resolve::{BrowserGuard, Target};
-use self::respond::{AgentBody, Answer};
+use self::respond::{AgentBody, Answer, Unwanted};
 use crate::credential::cache::CredentialCache;
 use crate::credential::{BodyMode, Credential, QueryPair};
 use crate::error::{Code, ProxyError, is_grpc};
@@ -93,6 +92,7 @@ impl Proxy {
         body: Incoming,
         record: &mut Record,
     ) -> Result<Answer, ProxyError> {
+        let version = parts.version;
         let target = self.resolve(&parts)?;
         record.resolved(&target);
         let route = Arc::clone(&target.route);
@@ -115,6 +115,7 @@ impl Proxy {
             .path_and_query()
             .cloned()
             .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let expectation = signed.expectation.clone();
         let response = forward(&route, parts, signed, deadline).await?;
 
         Ok(Answer {
@@ -122,6 +123,12 @@ impl Proxy {
             route,
             credential,
             addressing: target.addressing,
+            unwanted: expectation
+                .filter(|expectation| expectation.answered())
+                .map(|expectation| Unwanted {
+                    expectation,
+                    closes: version < http::Version::HTTP_2,
+                }),
             sent,
             deadline,
         })
@@ -208,7 +215,7 @@ impl Proxy {
                 Signed {
                     body: self.buffer(body, route).await?,
                     progress: None,
-                    continued: None,
+                    expectation: None,
                 }
             }
         };
@@ -347,8 +354,8 @@ impl Outgoing {
 struct Signed {
     body: RequestBody,
     progress: Option<Arc<Progress>>,
-    /// To be told when the upstream asks for a body that was announced with `Expect: 100-continue`.
-    continued: Option<oneshot::Sender<()>>,
+    /// Of a body that was announced with `Expect: 100-continue`.
+    expectation: Option<Arc<Expectation>>,
 }
 
 impl Signed {
@@ -361,20 +368,16 @@ impl Signed {
         let expects = headers
             .get(EXPECT)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let (gate, continued) = if expects {
-            let (sender, asked) = oneshot::channel();
-            (
-                Some(ContinueGate::new(asked, CONTINUE_PATIENCE)),
-                Some(sender),
-            )
-        } else {
-            (None, None)
-        };
+        let expectation = expects.then(Arc::<Expectation>::default);
+        let gate = expectation
+            .clone()
+            .map(|expectation| ContinueGate::new(expectation, CONTINUE_PATIENCE));
         let (body, progress) = RequestBody::stream(body, gate, route, credential);
         Self {
             body,
+            // An empty body cannot be asked for.
+            expectation: expectation.filter(|_| progress.is_some()),
             progress,
-            continued,
         }
     }
 }
@@ -388,14 +391,10 @@ async fn forward(
 ) -> Result<Response<UpstreamBody>, ProxyError> {
     let timeouts = &route.compiled.timeouts;
     let mut request = Request::from_parts(parts, signed.body);
-    if let Some(continued) = signed.continued {
-        let continued = std::sync::Mutex::new(Some(continued));
+    if let Some(expectation) = signed.expectation {
         hyper::ext::on_informational(&mut request, move |answer| {
-            if answer.status() == StatusCode::CONTINUE
-                && let Some(continued) = continued.lock().ok().and_then(|mut sender| sender.take())
-            {
-                // The body may be gone already; then nobody waits for the news.
-                continued.send(()).ok();
+            if answer.status() == StatusCode::CONTINUE {
+                expectation.asked();
             }
         });
     }
