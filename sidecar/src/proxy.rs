@@ -234,8 +234,7 @@ impl Proxy {
             now: SystemTime::now(),
             region_hint: None,
         };
-        let instructions = sign(credential, &input)
-            .map_err(|error| ProxyError::new(Code::CredentialInvalid, error.to_string()))?;
+        let instructions = sign(credential, &input)?;
         for (name, value) in instructions.headers.iter() {
             parts.headers.insert(name.clone(), value.clone());
         }
@@ -264,7 +263,7 @@ impl Proxy {
             bytes: 0,
         };
         let mut collected = BytesMut::new();
-        while let Some(frame) = body.frame().await {
+        while let Some(frame) = within(route.compiled.timeouts.idle, body.frame()).await? {
             let frame = frame.map_err(|error| {
                 ProxyError::new(
                     Code::BadRequest,
@@ -466,6 +465,23 @@ fn settle_framing(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     Ok(())
 }
 
+/// The next piece of a body that is read before anything is sent; an agent that goes silent must not hold its share of
+/// the memory for ever.
+async fn within<T>(
+    idle: Option<Duration>,
+    piece: impl Future<Output = T>,
+) -> Result<T, ProxyError> {
+    let Some(idle) = idle else {
+        return Ok(piece.await);
+    };
+    timeout(idle, piece).await.map_err(|_| {
+        ProxyError::new(
+            Code::BadRequest,
+            "no more of the request body came within the route's timeouts.idle",
+        )
+    })
+}
+
 fn is_websocket(headers: &HeaderMap) -> bool {
     headers
         .get_all(UPGRADE)
@@ -529,6 +545,14 @@ mod tests {
         }
         let settled = settle_framing(&mut headers).is_ok();
         (settled, headers.contains_key(CONTENT_LENGTH))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_read_first_may_not_go_silent() {
+        let idle = Some(Duration::from_secs(1));
+        assert_eq!(within(idle, async { 7 }).await.unwrap(), 7);
+        let silent = within(idle, std::future::pending::<()>()).await;
+        assert_eq!(silent.unwrap_err().code, Code::BadRequest);
     }
 
     #[test]
