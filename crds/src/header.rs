@@ -24,10 +24,10 @@ pub fn is_reserved(name: &HeaderName) -> bool {
     ) || name.as_str().starts_with("x-nexus-")
 }
 
-/// Fields in which APIs expect a credential. Their values come from a strategy, never from a document.
-pub fn is_credential(name: &HeaderName) -> bool {
+/// Fields, in lower case, in which APIs expect a credential. Their values come from a strategy, never from a document.
+pub fn is_credential(name: &str) -> bool {
     matches!(
-        name.as_str(),
+        name,
         "api-key"
             | "apikey"
             | "authorization"
@@ -58,9 +58,32 @@ pub fn is_credential(name: &HeaderName) -> bool {
     )
 }
 
+/// True for names that servers behind CGI, WSGI or Rack cannot tell apart, since there both `-` and `_` become `_`.
+pub fn alike(one: &HeaderName, other: &HeaderName) -> bool {
+    let dashed = |byte| if byte == b'_' { b'-' } else { byte };
+    let (one, other) = (one.as_str(), other.as_str());
+    one.len() == other.len() && one.bytes().map(dashed).eq(other.bytes().map(dashed))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_differ_in_dashes_and_underscores_only_are_alike() {
+        let alike_to_key = |name| {
+            alike(
+                &HeaderName::from_static("x-api-key"),
+                &HeaderName::from_static(name),
+            )
+        };
+        assert!(
+            alike_to_key("x-api-key") && alike_to_key("x_api-key") && alike_to_key("x_api_key")
+        );
+        assert!(
+            !alike_to_key("x-api-kez") && !alike_to_key("xapikey") && !alike_to_key("x.api.key")
+        );
+    }
 
     #[test]
     fn framing_host_and_own_fields_are_reserved() {
@@ -73,8 +96,8 @@ mod tests {
     #[test]
     fn credential_fields_are_known_and_ordinary_ones_are_not() {
         for name in ["authorization", "cookie", "private-token", "x-figma-token"] {
-            assert!(is_credential(&HeaderName::from_static(name)), "{name}");
+            assert!(is_credential(name), "{name}");
         }
-        assert!(!is_credential(&HeaderName::from_static("accept")));
+        assert!(!is_credential("accept"));
     }
 }

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::{Bytes, BytesMut};
-use http::header::{CONTENT_LENGTH, EXPECT, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
@@ -24,12 +24,11 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use nexus_crds::access::AccessRequest;
 use nexus_crds::path;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
-use self::body::{ContinueGate, Progress, RequestBody};
+use self::body::{ContinueGate, Expectation, Progress, RequestBody};
 use self::resolve::{BrowserGuard, Target};
-use self::respond::{AgentBody, Answer};
+use self::respond::{AgentBody, Answer, Unwanted};
 use crate::credential::cache::CredentialCache;
 use crate::credential::{BodyMode, Credential, QueryPair};
 use crate::error::{Code, ProxyError, is_grpc};
@@ -93,6 +92,7 @@ impl Proxy {
         body: Incoming,
         record: &mut Record,
     ) -> Result<Answer, ProxyError> {
+        let version = parts.version;
         let target = self.resolve(&parts)?;
         record.resolved(&target);
         let route = Arc::clone(&target.route);
@@ -102,6 +102,8 @@ impl Proxy {
             .request
             .map(|limit| Instant::now() + limit);
 
+        // The rules judge what is sent, and what `Connection` names is not.
+        headers::remove_connection_named(&mut parts.headers);
         self.authorise(&parts, &target)?;
         let credential = self.credential(&target).await?;
         let outgoing = prepare(&mut parts, &target, &credential)?;
@@ -113,6 +115,7 @@ impl Proxy {
             .path_and_query()
             .cloned()
             .unwrap_or_else(|| PathAndQuery::from_static("/"));
+        let expectation = signed.expectation.clone();
         let response = forward(&route, parts, signed, deadline).await?;
 
         Ok(Answer {
@@ -120,6 +123,12 @@ impl Proxy {
             route,
             credential,
             addressing: target.addressing,
+            unwanted: expectation
+                .filter(|expectation| expectation.answered())
+                .map(|expectation| Unwanted {
+                    expectation,
+                    closes: version < http::Version::HTTP_2,
+                }),
             sent,
             deadline,
         })
@@ -194,17 +203,19 @@ impl Proxy {
         parts: &mut Parts,
         outgoing: Outgoing,
         body: Incoming,
-        route: &Route,
-        credential: &Credential,
+        route: &Arc<Route>,
+        credential: &Arc<Credential>,
     ) -> Result<Signed, ProxyError> {
         let signed = match credential.body_mode(&parts.headers) {
-            BodyMode::Stream => Signed::stream(&parts.headers, body, route.compiled.timeouts.idle),
+            BodyMode::Stream => Signed::stream(&parts.headers, body, route, credential),
             BodyMode::Buffer => {
                 parts.headers.remove(EXPECT);
+                // They are not part of what is signed and do not survive the buffer.
+                parts.headers.remove(TRAILER);
                 Signed {
                     body: self.buffer(body, route).await?,
                     progress: None,
-                    continued: None,
+                    expectation: None,
                 }
             }
         };
@@ -223,8 +234,7 @@ impl Proxy {
             now: SystemTime::now(),
             region_hint: None,
         };
-        let instructions = sign(credential, &input)
-            .map_err(|error| ProxyError::new(Code::CredentialInvalid, error.to_string()))?;
+        let instructions = sign(credential, &input)?;
         for (name, value) in instructions.headers.iter() {
             parts.headers.insert(name.clone(), value.clone());
         }
@@ -253,7 +263,7 @@ impl Proxy {
             bytes: 0,
         };
         let mut collected = BytesMut::new();
-        while let Some(frame) = body.frame().await {
+        while let Some(frame) = within(route.compiled.timeouts.idle, body.frame()).await? {
             let frame = frame.map_err(|error| {
                 ProxyError::new(
                     Code::BadRequest,
@@ -343,29 +353,30 @@ impl Outgoing {
 struct Signed {
     body: RequestBody,
     progress: Option<Arc<Progress>>,
-    /// To be told when the upstream asks for a body that was announced with `Expect: 100-continue`.
-    continued: Option<oneshot::Sender<()>>,
+    /// Of a body that was announced with `Expect: 100-continue`.
+    expectation: Option<Arc<Expectation>>,
 }
 
 impl Signed {
-    fn stream(headers: &HeaderMap, body: Incoming, idle: Option<Duration>) -> Self {
+    fn stream(
+        headers: &HeaderMap,
+        body: Incoming,
+        route: &Arc<Route>,
+        credential: &Arc<Credential>,
+    ) -> Self {
         let expects = headers
             .get(EXPECT)
             .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let (gate, continued) = if expects {
-            let (sender, asked) = oneshot::channel();
-            (
-                Some(ContinueGate::new(asked, CONTINUE_PATIENCE)),
-                Some(sender),
-            )
-        } else {
-            (None, None)
-        };
-        let (body, progress) = RequestBody::stream(body, idle, gate);
+        let expectation = expects.then(Arc::<Expectation>::default);
+        let gate = expectation
+            .clone()
+            .map(|expectation| ContinueGate::new(expectation, CONTINUE_PATIENCE));
+        let (body, progress) = RequestBody::stream(body, gate, route, credential);
         Self {
             body,
+            // An empty body cannot be asked for.
+            expectation: expectation.filter(|_| progress.is_some()),
             progress,
-            continued,
         }
     }
 }
@@ -379,14 +390,10 @@ async fn forward(
 ) -> Result<Response<UpstreamBody>, ProxyError> {
     let timeouts = &route.compiled.timeouts;
     let mut request = Request::from_parts(parts, signed.body);
-    if let Some(continued) = signed.continued {
-        let continued = std::sync::Mutex::new(Some(continued));
+    if let Some(expectation) = signed.expectation {
         hyper::ext::on_informational(&mut request, move |answer| {
-            if answer.status() == StatusCode::CONTINUE
-                && let Some(continued) = continued.lock().ok().and_then(|mut sender| sender.take())
-            {
-                // The body may be gone already; then nobody waits for the news.
-                continued.send(()).ok();
+            if answer.status() == StatusCode::CONTINUE {
+                expectation.asked();
             }
         });
     }
@@ -458,6 +465,23 @@ fn settle_framing(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     Ok(())
 }
 
+/// The next piece of a body that is read before anything is sent; an agent that goes silent must not hold its share of
+/// the memory for ever.
+async fn within<T>(
+    idle: Option<Duration>,
+    piece: impl Future<Output = T>,
+) -> Result<T, ProxyError> {
+    let Some(idle) = idle else {
+        return Ok(piece.await);
+    };
+    timeout(idle, piece).await.map_err(|_| {
+        ProxyError::new(
+            Code::BadRequest,
+            "no more of the request body came within the route's timeouts.idle",
+        )
+    })
+}
+
 fn is_websocket(headers: &HeaderMap) -> bool {
     headers
         .get_all(UPGRADE)
@@ -521,6 +545,14 @@ mod tests {
         }
         let settled = settle_framing(&mut headers).is_ok();
         (settled, headers.contains_key(CONTENT_LENGTH))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_is_read_first_may_not_go_silent() {
+        let idle = Some(Duration::from_secs(1));
+        assert_eq!(within(idle, async { 7 }).await.unwrap(), 7);
+        let silent = within(idle, std::future::pending::<()>()).await;
+        assert_eq!(silent.unwrap_err().code, Code::BadRequest);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
 use self::activity::{Activity, Command, Connections, InFlight};
@@ -32,6 +32,8 @@ const MAX_STREAMS: u32 = 100;
 const MAX_HEADER_BYTES: u32 = 64 * 1024;
 /// How long the first bytes of a connection may take.
 const FIRST_BYTES_LIMIT: Duration = Duration::from_secs(30);
+/// How long a connection beyond the bound may take to go.
+const REFUSAL_LIMIT: Duration = Duration::from_secs(1);
 /// What an HTTP/2 client with prior knowledge begins with (RFC 9113 section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -69,7 +71,7 @@ impl Server {
         self.connections.drain();
     }
 
-    async fn serve(self, stream: TcpStream, peer: SocketAddr, _alive: Watcher) {
+    async fn serve(self, stream: TcpStream, peer: SocketAddr, mut alive: Watcher) {
         let Some(registered) = self.connections.register() else {
             refuse(stream).await;
             return;
@@ -77,7 +79,12 @@ impl Server {
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%error, "TCP_NODELAY");
         }
-        let first = tokio::time::timeout(FIRST_BYTES_LIMIT, speaks_http2(&stream)).await;
+        let first = tokio::select! {
+            biased;
+            first = tokio::time::timeout(FIRST_BYTES_LIMIT, speaks_http2(&stream)) => first,
+            // Nothing was asked yet, so there is nothing to finish.
+            () = alive.started() => return,
+        };
         let Ok(Ok(http2)) = first else { return };
         let activity = registered.activity();
         let io = Watched {
@@ -157,6 +164,8 @@ where
         match activity.command() {
             Command::Run => {}
             Command::Drain if draining => {}
+            // hyper would wait for the rest of the head, which need not ever come.
+            Command::Drain if activity.is_amid_head() => return Poll::Ready(Ok(())),
             Command::Drain => {
                 draining = true;
                 shutdown(connection.as_mut());
@@ -204,7 +213,15 @@ async fn refuse(mut stream: TcpStream) {
     }
     head.extend_from_slice(b"\r\n");
     head.extend_from_slice(response.body());
-    if let Err(error) = stream.write_all(&head).await {
+    let told = tokio::time::timeout(REFUSAL_LIMIT, async {
+        stream.write_all(&head).await?;
+        stream.shutdown().await?;
+        // Closing with the request unread would reset the connection, and the answer with it.
+        let mut request = [0; 1024];
+        while stream.read(&mut request).await? > 0 {}
+        io::Result::Ok(())
+    });
+    if let Ok(Err(error)) = told.await {
         tracing::debug!(%error, "refusing a connection");
     }
 }

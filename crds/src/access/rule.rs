@@ -1,9 +1,10 @@
 //! One access rule. All of its conditions must hold; one that is not written holds.
 
-use http::{HeaderName, Method};
+use http::{HeaderName, HeaderValue, Method};
 
 use crate::access::pattern::{PathReading, Patterns};
 use crate::access::{AccessError, AccessRequest, query};
+use crate::header::alike;
 use crate::matcher::values;
 use crate::spec::AccessRuleSpec;
 
@@ -117,13 +118,16 @@ impl Rule {
     }
 
     fn headers_match(&self, request: &AccessRequest<'_>) -> bool {
-        self.headers.iter().all(|(name, value)| {
-            let mut found = request.headers.get_all(name).iter();
-            let equal = |found: &http::HeaderValue| found.as_bytes() == value.as_bytes();
-            match self.effect {
-                Effect::Allow => found.next().is_some_and(equal) && found.all(equal),
-                Effect::Deny => found.any(equal),
+        self.headers.iter().all(|(name, value)| match self.effect {
+            Effect::Allow => {
+                let mut found = request.headers.get_all(name).iter();
+                let equal = |found: &HeaderValue| found.as_bytes() == value.as_bytes();
+                found.next().is_some_and(equal) && found.all(equal)
             }
+            Effect::Deny => request
+                .headers
+                .iter()
+                .any(|(found, text)| alike(found, name) && lists(text, value)),
         })
     }
 
@@ -141,6 +145,15 @@ impl Rule {
                 .iter()
                 .all(|name| query::is_present(query, name))
     }
+}
+
+/// True if the field is the value, or a list (RFC 9110 section 5.6.1) that holds it.
+fn lists(field: &HeaderValue, value: &str) -> bool {
+    field.as_bytes() == value.as_bytes()
+        || field
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|item| item.trim_ascii() == value.as_bytes())
 }
 
 fn field_of(effect: Effect, index: usize, field: &str) -> String {

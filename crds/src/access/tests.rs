@@ -120,6 +120,7 @@ fn a_rule_may_ask_for_headers() {
         (&["DynamoDB.PutItem"], false, false),
         (&[get, "DynamoDB.PutItem"], false, true),
         (&["DynamoDB.PutItem", get], false, true),
+        (&["DynamoDB.PutItem, DynamoDB.GetItem"], false, true),
     ] {
         let headers = target(values);
         assert_eq!(
@@ -133,6 +134,17 @@ fn a_rule_may_ask_for_headers() {
             "{values:?}"
         );
     }
+}
+
+#[test]
+fn a_deny_rule_meets_a_header_written_with_underscores() {
+    let rule = json!([{"headers": {"X-Amz-Target": "a"}}]);
+    let mut headers = HeaderMap::new();
+    headers.insert("x_amz-target", HeaderValue::from_static("a"));
+    let deny = access(json!({"deny": rule.clone()}));
+    assert!(!allows_with(&deny, "POST", "/", &headers));
+    let allow = access(json!({"allow": rule}));
+    assert!(!allows_with(&allow, "POST", "/", &headers));
 }
 
 #[test]

@@ -2,18 +2,19 @@
 
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
 use super::headers::filter_trailers;
+use crate::credential::Credential;
+use crate::routes::Route;
 
 /// Why a body ended early. Carries no content.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +25,9 @@ pub enum BodyError {
     /// No piece came within the route's `timeouts.idle`.
     #[error("no data within timeouts.idle")]
     Idle,
+    /// The upstream answered without asking for the body that was announced.
+    #[error("the upstream did not want the body")]
+    Unwanted,
     /// `timeouts.request` is over.
     #[error("timeouts.request is over")]
     Deadline,
@@ -48,6 +52,9 @@ pub struct Upload {
     progress: Arc<Progress>,
     idle: IdleTimer,
     gate: Option<ContinueGate>,
+    /// They say which trailers may pass.
+    route: Arc<Route>,
+    credential: Arc<Credential>,
 }
 
 /// How far an upload is, for whoever waits for the answer.
@@ -73,8 +80,9 @@ impl RequestBody {
     /// Streams `incoming`; `gate` holds it back until the upstream wants it.
     pub fn stream(
         incoming: Incoming,
-        idle: Option<Duration>,
         gate: Option<ContinueGate>,
+        route: &Arc<Route>,
+        credential: &Arc<Credential>,
     ) -> (Self, Option<Arc<Progress>>) {
         if incoming.is_end_stream() {
             return (Self::Empty, None);
@@ -83,8 +91,10 @@ impl RequestBody {
         let upload = Upload {
             incoming,
             progress: Arc::clone(&progress),
-            idle: IdleTimer::new(idle),
+            idle: IdleTimer::new(route.compiled.timeouts.idle),
             gate,
+            route: Arc::clone(route),
+            credential: Arc::clone(credential),
         };
         (Self::Stream(Box::new(upload)), Some(progress))
     }
@@ -127,7 +137,9 @@ impl Body for RequestBody {
 impl Upload {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         if let Some(gate) = &mut self.gate {
-            ready!(gate.poll(cx));
+            if let Err(error) = ready!(gate.poll(cx)) {
+                return Poll::Ready(Some(Err(error)));
+            }
             self.gate = None;
         }
         match Pin::new(&mut self.incoming).poll_frame(cx) {
@@ -139,7 +151,7 @@ impl Upload {
                         .fetch_add(data.len() as u64, Ordering::Relaxed);
                 }
                 if let Some(trailers) = frame.trailers_mut() {
-                    filter_trailers(trailers);
+                    filter_trailers(trailers, &self.route.compiled, &self.credential);
                 }
                 if self.incoming.is_end_stream() {
                     self.progress.finished.store(true, Ordering::Relaxed);
@@ -156,33 +168,90 @@ impl Upload {
     }
 }
 
-/// Holds a body back after `Expect: 100-continue`: taking the first byte is what makes the server side ask
-/// the agent for it (RFC 9110 section 10.1.1).
+/// A body that was announced with `Expect: 100-continue` (RFC 9110 section 10.1.1) and is held back: taking its first
+/// byte is what makes the server side ask the agent for it.
+#[derive(Debug, Default)]
+pub struct Expectation(Mutex<Announced>);
+
+#[derive(Debug, Default)]
+struct Announced {
+    wanted: Wanted,
+    waker: Option<Waker>,
+}
+
+/// Whether the upstream wants an announced body.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Wanted {
+    #[default]
+    NotYet,
+    Yes,
+    /// It has answered without: what the agent sends next is another request, never this body.
+    No,
+    /// That answer has ended, and with it the use of the connection whose request lacks a body.
+    Over,
+}
+
+impl Expectation {
+    /// The upstream asked for the body.
+    pub fn asked(&self) {
+        self.advance(Wanted::NotYet, Wanted::Yes);
+    }
+
+    /// The upstream answered finally. True if it never asked; then [`over`](Self::over) has to follow.
+    pub fn answered(&self) -> bool {
+        self.advance(Wanted::NotYet, Wanted::No)
+    }
+
+    /// The answer without the body has ended: lets go of the body and of what waits for it.
+    pub fn over(&self) {
+        self.advance(Wanted::No, Wanted::Over);
+    }
+
+    fn advance(&self, from: Wanted, to: Wanted) -> bool {
+        let mut announced = self.lock();
+        let advances = announced.wanted == from;
+        if advances {
+            announced.wanted = to;
+            if let Some(waker) = announced.waker.take() {
+                waker.wake();
+            }
+        }
+        advances
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Announced> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Holds an announced body back until the upstream wants it, or for a while if it says nothing.
 pub struct ContinueGate {
-    asked: Option<oneshot::Receiver<()>>,
+    expectation: Arc<Expectation>,
     patience: Pin<Box<Sleep>>,
 }
 
 impl ContinueGate {
-    /// Opens when the sender is used, or after `patience`.
-    pub fn new(asked: oneshot::Receiver<()>, patience: Duration) -> Self {
+    /// Opens as `expectation` says, or after `patience`.
+    pub fn new(expectation: Arc<Expectation>, patience: Duration) -> Self {
         Self {
-            asked: Some(asked),
+            expectation,
             patience: Box::pin(tokio::time::sleep(patience)),
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        if let Some(asked) = &mut self.asked
-            && let Poll::Ready(answer) = Pin::new(asked).poll(cx)
-        {
-            // A dropped sender is no wish for the body: the upstream may have refused it with its answer.
-            self.asked = None;
-            if answer.is_ok() {
-                return Poll::Ready(());
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
+        let mut announced = self.expectation.lock();
+        if announced.wanted == Wanted::NotYet && self.patience.as_mut().poll(cx).is_ready() {
+            announced.wanted = Wanted::Yes;
+        }
+        match announced.wanted {
+            Wanted::Yes => Poll::Ready(Ok(())),
+            Wanted::Over => Poll::Ready(Err(BodyError::Unwanted)),
+            Wanted::NotYet | Wanted::No => {
+                announced.waker = Some(cx.waker().clone());
+                Poll::Pending
             }
         }
-        self.patience.as_mut().poll(cx)
     }
 }
 
@@ -225,5 +294,71 @@ impl IdleTimer {
         self.sleep
             .as_mut()
             .map_or(Poll::Pending, |sleep| sleep.as_mut().poll(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    async fn opened(expectation: &Arc<Expectation>) -> Option<Result<(), BodyError>> {
+        let mut gate = ContinueGate::new(Arc::clone(expectation), PATIENCE);
+        timeout(PATIENCE * 2, poll_fn(|cx| gate.poll(cx)))
+            .await
+            .ok()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_announced_body_goes_when_it_is_asked_for_or_patience_ends() {
+        let expectation = Arc::new(Expectation::default());
+        assert!(
+            matches!(opened(&expectation).await, Some(Ok(()))),
+            "patience"
+        );
+        assert!(!expectation.answered(), "the body is under way");
+        let expectation = Arc::new(Expectation::default());
+        expectation.asked();
+        assert!(matches!(opened(&expectation).await, Some(Ok(()))));
+        assert!(!expectation.answered());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_nobody_asked_for_never_goes_and_is_let_go_with_the_answer() {
+        let expectation = Arc::new(Expectation::default());
+        assert!(expectation.answered());
+        assert!(
+            opened(&expectation).await.is_none(),
+            "held though patience ended"
+        );
+        expectation.asked();
+        assert!(
+            opened(&expectation).await.is_none(),
+            "a late 100 changes nothing"
+        );
+        expectation.over();
+        assert!(matches!(
+            opened(&expectation).await,
+            Some(Err(BodyError::Unwanted))
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_back_hears_of_the_end() {
+        let expectation = Arc::new(Expectation::default());
+        let told = Arc::clone(&expectation);
+        let held = tokio::spawn(async move { opened(&told).await });
+        tokio::task::yield_now().await;
+        assert!(expectation.answered());
+        expectation.over();
+        assert!(matches!(
+            held.await.unwrap(),
+            Some(Err(BodyError::Unwanted))
+        ));
     }
 }

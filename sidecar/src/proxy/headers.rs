@@ -10,8 +10,8 @@ use http::header::{
     SEC_WEBSOCKET_PROTOCOL, TE, TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
-use nexus_crds::header;
-use nexus_crds::matcher::{CompiledRoute, Scrub};
+use nexus_crds::header::{self, alike};
+use nexus_crds::matcher::{CompiledRoute, HeaderRules, Scrub};
 
 use crate::credential::{Credential, QueryPair};
 
@@ -26,7 +26,15 @@ enum Fate {
 }
 
 fn fate(name: &HeaderName) -> Fate {
-    match name.as_str() {
+    let name = name.as_str();
+    if name.contains('_') {
+        return fate_of(&name.replace('_', "-"));
+    }
+    fate_of(name)
+}
+
+fn fate_of(name: &str) -> Fate {
+    match name {
         "connection"
         | "keep-alive"
         | "proxy-connection"
@@ -65,17 +73,24 @@ fn fate(name: &HeaderName) -> Fate {
     }
 }
 
+/// Set or removed here whatever the agent sends.
+fn is_ours(name: &HeaderName, route: &CompiledRoute, credential: &Credential) -> bool {
+    let HeaderRules { set, remove, .. } = &route.headers;
+    credential.sets_headers().any(|ours| alike(ours, name))
+        || remove.iter().any(|ours| alike(ours, name))
+        || set.iter().any(|(ours, _)| alike(ours, name))
+}
+
 /// Leaves of the agent's headers what may reach the upstream, and adds what the route sets.
 ///
-/// Signing comes after this and may rely on the result being what is sent.
+/// What `Connection` names is gone already, since the rules must not see it either. Signing comes after this and may
+/// rely on the result being what is sent.
 pub fn prepare(
     headers: &mut HeaderMap,
     route: &CompiledRoute,
     host: &HeaderValue,
     credential: &Credential,
 ) {
-    let rules = &route.headers;
-    remove_connection_named(headers);
     let trailers = accepts_trailers(headers);
     if headers.contains_key(TRANSFER_ENCODING)
         || headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
@@ -86,11 +101,9 @@ pub fn prepare(
     let doomed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| match fate(name) {
-            Fate::Forward => *name == TE || credential.sets_headers().any(|set| set == *name),
+            Fate::Forward => *name == TE || is_ours(name, route, credential),
             Fate::Never => true,
-            Fate::UnlessKept => {
-                !is_kept(name, route) || credential.sets_headers().any(|set| set == *name)
-            }
+            Fate::UnlessKept => !is_kept(name, route) || is_ours(name, route, credential),
         })
         .cloned()
         .collect();
@@ -98,11 +111,8 @@ pub fn prepare(
         headers.remove(name);
     }
     strip_websocket_key(headers);
-    filter_trailer_announcement(headers);
-    for name in &rules.remove {
-        headers.remove(name);
-    }
-    for (name, value) in &rules.set {
+    filter_trailer_announcement(headers, route, credential);
+    for (name, value) in &route.headers.set {
         headers.insert(name.clone(), value.clone());
     }
     if route.response.scrub == Scrub::Block {
@@ -120,14 +130,15 @@ pub fn prepare(
 }
 
 fn is_kept(name: &HeaderName, route: &CompiledRoute) -> bool {
-    route.headers.keep.contains(name) || (*name == COOKIE && route.response.pass_cookies)
+    route.headers.keep.iter().any(|kept| alike(kept, name))
+        || (*name == COOKIE && route.response.pass_cookies)
 }
 
 /// Drops the fields of a trailer section that could not have come as headers either.
-pub fn filter_trailers(trailers: &mut HeaderMap) {
+pub fn filter_trailers(trailers: &mut HeaderMap, route: &CompiledRoute, credential: &Credential) {
     let doomed: Vec<HeaderName> = trailers
         .keys()
-        .filter(|name| !may_trail(name))
+        .filter(|name| !may_trail(name, route, credential))
         .cloned()
         .collect();
     for name in doomed {
@@ -136,8 +147,9 @@ pub fn filter_trailers(trailers: &mut HeaderMap) {
 }
 
 /// RFC 9110 section 6.5.1: nothing that frames, routes or authenticates may come in a trailer.
-fn may_trail(name: &HeaderName) -> bool {
+fn may_trail(name: &HeaderName, route: &CompiledRoute, credential: &Credential) -> bool {
     fate(name) == Fate::Forward
+        && !is_ours(name, route, credential)
         && ![
             CONTENT_LENGTH,
             TRAILER,
@@ -185,7 +197,11 @@ fn accepts_trailers(headers: &HeaderMap) -> bool {
         })
 }
 
-fn filter_trailer_announcement(headers: &mut HeaderMap) {
+fn filter_trailer_announcement(
+    headers: &mut HeaderMap,
+    route: &CompiledRoute,
+    credential: &Credential,
+) {
     if !headers.contains_key(TRAILER) {
         return;
     }
@@ -195,7 +211,10 @@ fn filter_trailer_announcement(headers: &mut HeaderMap) {
         .filter_map(|value| value.to_str().ok())
         .flat_map(|value| value.split(','))
         .map(|name| name.trim().to_ascii_lowercase())
-        .filter(|name| HeaderName::from_bytes(name.as_bytes()).is_ok_and(|name| may_trail(&name)))
+        .filter(|name| {
+            HeaderName::from_bytes(name.as_bytes())
+                .is_ok_and(|name| may_trail(&name, route, credential))
+        })
         .collect();
     headers.remove(TRAILER);
     if let Ok(value) = HeaderValue::from_str(&kept.join(", "))
@@ -298,6 +317,9 @@ fn decoded_name(pair: &str) -> Cow<'_, str> {
 
 #[cfg(test)]
 mod tests {
+    use nexus_crds::matcher::{LoadError, Matcher};
+    use nexus_crds::table::RouteTable;
+
     use super::*;
 
     fn pair(name: &str) -> QueryPair {
@@ -346,23 +368,86 @@ mod tests {
         );
     }
 
+    fn route(headers: &str) -> CompiledRoute {
+        let table: RouteTable = serde_json::from_str(&format!(
+            r#"{{"format": 1, "minReader": 1, "revision": 1, "hash": "", "namespace": "n", "routes": [{{
+                "name": "r", "provider": "p", "upstream": {{"url": "https://api.example"}},
+                "connections": [], "headers": {headers}
+            }}]}}"#
+        ))
+        .unwrap();
+        let mut found = None;
+        Matcher::<()>::load(&table, |route| {
+            found = Some(route);
+            Ok::<_, LoadError>(())
+        })
+        .unwrap();
+        found.unwrap()
+    }
+
+    fn credential() -> Credential {
+        let payload = br#"{"strategy": {"type": "header", "config": {"header_name": "X-My-Key"}},
+            "credentials": {"api_key": "k"}}"#;
+        Credential::parse(payload, None, std::time::SystemTime::UNIX_EPOCH).unwrap()
+    }
+
+    fn map(names: &[&'static str]) -> HeaderMap {
+        names
+            .iter()
+            .map(|name| (HeaderName::from_static(name), HeaderValue::from_static("x")))
+            .collect()
+    }
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
+
+    #[test]
+    fn an_underscore_hides_no_header() {
+        let mut headers = map(&[
+            "x_api_key",
+            "x-my_key",
+            "x_http_method_override",
+            "x_nexus_tenant",
+            "x_removed",
+            "x_set",
+            "private_token",
+            "x_kept",
+        ]);
+        let rules =
+            r#"{"remove": ["X-Removed"], "set": {"X-Set": "1"}, "keep": ["Private-Token"]}"#;
+        let host = HeaderValue::from_static("h");
+        prepare(&mut headers, &route(rules), &host, &credential());
+        assert_eq!(
+            names(&headers),
+            [
+                "accept-encoding",
+                "host",
+                "private_token",
+                "x-set",
+                "x_kept"
+            ]
+        );
+    }
+
     #[test]
     fn trailers_pass_the_same_filter_as_headers() {
-        let mut trailers = HeaderMap::new();
-        for name in [
+        let mut trailers = map(&[
             "authorization",
             "x-nexus-tenant",
             "content-length",
             "cookie",
+            "x-my-key",
+            "x_my_key",
+            "x-removed",
             "grpc-status",
             "x-checksum",
-        ] {
-            trailers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
-        }
-        filter_trailers(&mut trailers);
-        let mut left: Vec<_> = trailers.keys().map(HeaderName::as_str).collect();
-        left.sort_unstable();
-        assert_eq!(left, ["grpc-status", "x-checksum"]);
+        ]);
+        let route = route(r#"{"remove": ["X-Removed"]}"#);
+        filter_trailers(&mut trailers, &route, &credential());
+        assert_eq!(names(&trailers), ["grpc-status", "x-checksum"]);
     }
 
     #[test]

@@ -119,12 +119,14 @@ pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Ta
 }
 
 fn refuse_method(method: &Method) -> Result<(), ProxyError> {
-    let why = match method.as_str() {
-        "CONNECT" => {
-            "CONNECT would open a tunnel that the sidecar cannot authenticate; send the request itself"
-        }
-        "TRACE" | "TRACK" => "TRACE would echo the injected credential to the caller",
-        _ => return Ok(()),
+    // Methods are case-sensitive (RFC 9110 section 9.1), yet servers exist that take `trace`.
+    let is = |name: &str| method.as_str().eq_ignore_ascii_case(name);
+    let why = if is("CONNECT") {
+        "CONNECT would open a tunnel that the sidecar cannot authenticate; send the request itself"
+    } else if is("TRACE") || is("TRACK") {
+        "TRACE would echo the injected credential to the caller"
+    } else {
+        return Ok(());
     };
     Err(ProxyError::new(Code::MethodNotAllowed, why))
 }
@@ -627,7 +629,7 @@ mod tests {
 
     #[test]
     fn tunnels_and_traces_are_refused_with_a_reason() {
-        for method in ["CONNECT", "TRACE", "TRACK"] {
+        for method in ["CONNECT", "TRACE", "TRACK", "trace", "Track"] {
             let error = refuse_method(&method.parse().unwrap()).unwrap_err();
             assert_eq!(error.code, Code::MethodNotAllowed);
             assert!(error.detail.len() > 30);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
+use http::header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::uri::PathAndQuery;
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue, Response};
 use http_body::{Body, Frame, SizeHint};
@@ -15,7 +15,7 @@ use hyper::ext::ReasonPhrase;
 use nexus_crds::matcher::{ResponseRules, RewriteLinks, Scrub};
 use tokio::time::{Instant, Sleep};
 
-use super::body::{BodyError, IdleTimer};
+use super::body::{BodyError, Expectation, IdleTimer};
 use super::headers::remove_connection_named;
 use super::links;
 use super::resolve::Addressing;
@@ -46,6 +46,7 @@ pub struct Download {
     ready: VecDeque<Frame<Bytes>>,
     ended: bool,
     record: Record,
+    _unwanted: Option<Unwanted>,
 }
 
 /// The upstream's answer and what is needed to give it back.
@@ -58,10 +59,26 @@ pub struct Answer {
     pub credential: Arc<Credential>,
     /// How the caller addressed the upstream.
     pub addressing: Addressing,
+    /// The body that the upstream did not ask for.
+    pub unwanted: Option<Unwanted>,
     /// The target that was sent.
     pub sent: PathAndQuery,
     /// End of the whole exchange.
     pub deadline: Option<Instant>,
+}
+
+/// A body that the agent announced and the upstream answered without. Let go of when the answer has ended.
+pub struct Unwanted {
+    /// What holds the body.
+    pub expectation: Arc<Expectation>,
+    /// The agent speaks HTTP/1: nobody could tell its next request from the body, so there is none on this connection.
+    pub closes: bool,
+}
+
+impl Drop for Unwanted {
+    fn drop(&mut self) {
+        self.expectation.over();
+    }
 }
 
 /// The answer as the agent gets it.
@@ -71,6 +88,7 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
         route,
         credential,
         addressing,
+        unwanted,
         sent,
         deadline,
     } = answer;
@@ -92,6 +110,11 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
             scrub = Some(ScrubStream::new(Arc::clone(scrubber)));
         }
     }
+    if unwanted.as_ref().is_some_and(|unwanted| unwanted.closes) {
+        parts
+            .headers
+            .insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     parts
         .headers
         .insert(REQUEST_ID, record.request_id().clone());
@@ -105,6 +128,7 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
         record,
         route,
         credential,
+        _unwanted: unwanted,
     }));
     Response::from_parts(parts, body)
 }
@@ -380,7 +404,9 @@ impl Download {
         self.record.broke_off(
             match &error {
                 BodyError::Idle | BodyError::Deadline => Code::UpstreamTimeout,
-                BodyError::Broken(_) | BodyError::Blocked => Code::UpstreamUnreachable,
+                BodyError::Broken(_) | BodyError::Blocked | BodyError::Unwanted => {
+                    Code::UpstreamUnreachable
+                }
             },
             &error,
         );

@@ -55,6 +55,11 @@ impl Activity {
         }
     }
 
+    /// A head has begun and is not complete.
+    pub fn is_amid_head(&self) -> bool {
+        self.head.load(Ordering::Relaxed) != 0 && self.in_flight.load(Ordering::Relaxed) == 0
+    }
+
     /// What the connection is to do now.
     pub fn command(&self) -> Command {
         match self.command.load(Ordering::Acquire) {
@@ -264,6 +269,19 @@ mod tests {
         assert_eq!(looks(&activity, &mut seen, HEAD_LOOKS - 1), Command::Run);
         activity.received(true);
         assert_eq!(looks(&activity, &mut seen, 1), Command::Close);
+    }
+
+    #[test]
+    fn a_connection_is_amid_a_head_from_its_first_byte_to_its_last() {
+        let activity = Arc::new(Activity::default());
+        assert!(!activity.is_amid_head());
+        activity.received(true);
+        assert!(activity.is_amid_head());
+        let request = InFlight::new(&activity);
+        activity.received(true);
+        assert!(!activity.is_amid_head());
+        drop(request);
+        assert!(!activity.is_amid_head());
     }
 
     #[test]
