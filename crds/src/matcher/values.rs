@@ -29,6 +29,10 @@ pub(super) fn duration(text: &str) -> Result<Option<Duration>, String> {
     }
 }
 
+const STANDARD_METHODS: [&str; 9] = [
+    "GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "CONNECT", "TRACE",
+];
+
 /// Parses methods; `*` among them is `None`. An error is a message.
 pub(crate) fn methods(methods: &[String]) -> Result<Option<Vec<Method>>, String> {
     if methods.is_empty() {
@@ -40,7 +44,14 @@ pub(crate) fn methods(methods: &[String]) -> Result<Option<Vec<Method>>, String>
     methods
         .iter()
         .map(|method| {
-            Method::from_bytes(method.as_bytes()).map_err(|_| format!("{method:?} is not a method"))
+            let parsed = Method::from_bytes(method.as_bytes());
+            let parsed = parsed.map_err(|_| format!("{method:?} is not a method"))?;
+            let upper = method.to_ascii_uppercase();
+            if upper != *method && STANDARD_METHODS.contains(&upper.as_str()) {
+                // Methods are case-sensitive (RFC 9110 section 9.1): it would match no request.
+                return Err(format!("{method:?} is no method of HTTP; write {upper}"));
+            }
+            Ok(parsed)
         })
         .collect::<Result<_, _>>()
         .map(Some)
@@ -129,6 +140,15 @@ mod tests {
         ] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn methods_are_written_as_they_are_sent() {
+        let parse = |method: &str| methods(&[method.to_owned()]);
+        assert!(parse("get").unwrap_err().contains("write GET"));
+        assert!(parse("Delete").is_err());
+        assert!(parse("GET").is_ok() && parse("PROPFIND").is_ok() && parse("own").is_ok());
+        assert_eq!(parse("*"), Ok(None));
     }
 
     #[test]

@@ -139,12 +139,13 @@ impl Fields {
             .ok_or_else(|| PayloadError::field(name, "is missing or empty"))
     }
 
-    /// A field that may be absent, `null` or empty, and is a string otherwise.
+    /// A field that may be absent, `null`, empty or blank, and is a string otherwise.
     pub(crate) fn optional(&self, name: &str) -> Result<Option<&str>, PayloadError> {
         let value = self.values.iter().find(|(field, _)| field == name);
         match value.map(|(_, value)| value) {
             None | Some(Loose::Null) => Ok(None),
-            Some(Loose::Text(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+            // Blanks alone would go out as a header without a credential.
+            Some(Loose::Text(text)) => Ok(Some(text.as_str()).filter(|t| !t.trim().is_empty())),
             Some(Loose::Bool(_) | Loose::Number(_) | Loose::List | Loose::Object) => {
                 Err(PayloadError::field(name, "is not a string"))
             }
@@ -302,6 +303,17 @@ mod tests {
         ] {
             let error = parse(body.as_bytes(), None, None).map(|_| ()).unwrap_err();
             assert_eq!(error, PayloadError::NotACredential, "{body}");
+        }
+    }
+
+    #[test]
+    fn a_blank_field_is_no_credential() {
+        for value in ["", " ", " \\t\\n"] {
+            let body = format!(
+                r#"{{"strategy":{{"type":"oauth2"}},"credentials":{{"access_token":"{value}"}}}}"#
+            );
+            let fields = parse(body.as_bytes(), None, None).unwrap().fields;
+            assert!(fields.require("access_token").is_err(), "{value:?}");
         }
     }
 

@@ -17,6 +17,9 @@ use crate::record::Recorder;
 use crate::routes::{RouteSet, SharedRoutes};
 use crate::upstream::Upstreams;
 
+/// Revision of a table that was compiled here, from manifests: nobody else has numbered it.
+const UNNUMBERED: u64 = 0;
+
 /// Keeps the shared routes up to date.
 pub struct Reloader {
     /// Where they come from.
@@ -39,7 +42,7 @@ impl Reloader {
     /// Reads the routes for the first time; what is wrong with them is an error here.
     pub async fn first(&self) -> anyhow::Result<()> {
         if let Some(table) = self.read().await? {
-            self.swap(&table)?;
+            self.swap(table)?;
         } else {
             tracing::warn!(
                 "there are no routes yet; requests are answered with not_ready until they come"
@@ -67,37 +70,29 @@ impl Reloader {
         let Some(table) = self.read().await? else {
             return Ok(());
         };
-        if let Some(current) = self.shared.load().as_ref() {
-            if table.hash == current.hash {
-                self.readiness.update(|state| state.last_error = None);
-                return Ok(());
-            }
-            anyhow::ensure!(
-                table.revision >= current.revision,
-                "the table's revision {} is older than the one that serves, {}",
-                table.revision,
-                current.revision
-            );
+        if let Some(current) = self.shared.load().as_ref()
+            && !is_news(&table, current.revision, &current.hash)?
+        {
+            self.readiness.update(|state| state.last_error = None);
+            return Ok(());
         }
-        self.swap(&table)
+        self.swap(table)
     }
 
     async fn read(&self) -> anyhow::Result<Option<RouteTable>> {
         let load = Arc::clone(&self.source.load);
-        let mut table = tokio::task::spawn_blocking(move || load())
+        tokio::task::spawn_blocking(move || load())
             .await
-            .context("reading the routes")??;
-        if let Some(table) = table.as_mut().filter(|table| table.revision == 0) {
-            // Compiled here, from manifests: nobody else has numbered it.
+            .context("reading the routes")?
+    }
+
+    fn swap(&self, mut table: RouteTable) -> anyhow::Result<()> {
+        if table.revision == UNNUMBERED {
             let now = Timestamp::now().as_millisecond().unsigned_abs();
             let previous = self.shared.load().as_ref().map(|routes| routes.revision);
             table.revision = next_revision(previous, now);
         }
-        Ok(table)
-    }
-
-    fn swap(&self, table: &RouteTable) -> anyhow::Result<()> {
-        let routes = Arc::new(RouteSet::load(table, &self.upstreams, &self.metrics)?);
+        let routes = Arc::new(RouteSet::load(&table, &self.upstreams, &self.metrics)?);
         let keys: HashSet<CredentialKey> = routes.credential_keys().collect();
         let (revision, hash, count) = (
             routes.revision,
@@ -124,5 +119,46 @@ impl Reloader {
             state.last_error = None;
         });
         Ok(())
+    }
+}
+
+/// Whether a table is to replace the one that serves. Equal content under a higher revision is: what is between the two
+/// must not be taken for news later.
+fn is_news(table: &RouteTable, revision: u64, hash: &str) -> anyhow::Result<bool> {
+    let same = table.hash == hash;
+    anyhow::ensure!(
+        same || table.revision == UNNUMBERED || table.revision >= revision,
+        "the table's revision {} is older than the one that serves, {revision}",
+        table.revision,
+    );
+    Ok(!same || table.revision > revision)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn news(revision: u64, hash: &str) -> Option<bool> {
+        let table: RouteTable = serde_json::from_value(serde_json::json!({
+            "format": 1, "minReader": 1, "revision": revision, "hash": hash, "namespace": "n",
+        }))
+        .unwrap();
+        is_news(&table, 5, "a").ok()
+    }
+
+    #[test]
+    fn other_content_is_news_unless_it_is_older() {
+        assert_eq!(news(6, "b"), Some(true));
+        assert_eq!(news(5, "b"), Some(true));
+        assert_eq!(news(4, "b"), None);
+        assert_eq!(news(UNNUMBERED, "b"), Some(true));
+    }
+
+    #[test]
+    fn equal_content_is_news_only_under_a_higher_revision() {
+        assert_eq!(news(6, "a"), Some(true));
+        assert_eq!(news(5, "a"), Some(false));
+        assert_eq!(news(4, "a"), Some(false));
+        assert_eq!(news(UNNUMBERED, "a"), Some(false));
     }
 }
