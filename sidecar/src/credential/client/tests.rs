@@ -120,7 +120,10 @@ fn clear_text_to_another_machine_needs_permission() {
         let error = ControlPlane::new(config(url)).unwrap_err();
         assert!(matches!(error, ConfigError::Insecure(_)), "{url}");
     }
-    for url in ["https://user:hunter2@nexus.example", "http://user@localhost"] {
+    for url in [
+        "https://user:hunter2@nexus.example",
+        "http://user@localhost",
+    ] {
         let error = ControlPlane::new(config(url)).unwrap_err();
         assert!(matches!(error, ConfigError::UserInfo), "{url}");
         assert!(!error.to_string().contains("hunter2"));
