@@ -22,6 +22,7 @@ use crate::limiter::RateLimiter;
 use crate::metrics::{Metrics, Reading};
 use crate::proxy::Proxy;
 use crate::proxy::resolve::BrowserGuard;
+use crate::proxy::streams::Streams;
 use crate::ready::Readiness;
 use crate::record::Recorder;
 use crate::record::writer::AccessWriter;
@@ -108,11 +109,13 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         AccessWriter::stdout()?,
         Arc::clone(&metrics),
     ));
+    let streams = Arc::new(Streams::default());
     let reloader = Reloader {
         source: routes,
         shared: Arc::clone(&shared),
         upstreams,
         credentials: Arc::clone(&credentials),
+        streams: Arc::clone(&streams),
         metrics: Arc::clone(&metrics),
         readiness: Arc::clone(&readiness),
         recorder: Arc::clone(&recorder),
@@ -121,6 +124,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
 
     let proxy = Proxy {
         routes: shared,
+        streams,
         tenants,
         credentials: Arc::clone(&credentials),
         limiter: RateLimiter::new(LIMITED_KEYS),

@@ -1,4 +1,9 @@
 //! The command line. Nothing else reads the environment.
+#![allow(
+    rustdoc::bare_urls,
+    rustdoc::broken_intra_doc_links,
+    reason = "these comments are the help text, where an address is an address"
+)]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

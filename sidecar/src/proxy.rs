@@ -8,6 +8,7 @@ pub mod links;
 pub mod resolve;
 pub mod respond;
 pub mod scrub;
+pub mod streams;
 
 use std::borrow::Cow;
 use std::pin::pin;
@@ -29,6 +30,7 @@ use tokio::time::{Instant, timeout};
 use self::body::{ContinueGate, Expectation, Progress, RequestBody};
 use self::resolve::{BrowserGuard, Target};
 use self::respond::{AgentBody, Answer, Unwanted};
+use self::streams::{Owner, Streams};
 use crate::credential::cache::CredentialCache;
 use crate::credential::{BodyMode, Credential, QueryPair};
 use crate::error::{Code, ProxyError, is_grpc};
@@ -50,6 +52,8 @@ pub struct Proxy {
     pub routes: SharedRoutes,
     /// Tenants that may be named.
     pub tenants: Tenants,
+    /// Answers on their way.
+    pub streams: Arc<Streams>,
     /// Credentials.
     pub credentials: Arc<CredentialCache>,
     /// Rates.
@@ -120,8 +124,13 @@ impl Proxy {
 
         Ok(Answer {
             response,
-            route,
             credential,
+            owner: Owner {
+                provider: Arc::clone(&route.compiled.provider),
+                tenant: target.tenant,
+                connection: target.connection,
+            },
+            streams: Arc::clone(&self.streams),
             addressing: target.addressing,
             unwanted: expectation
                 .filter(|expectation| expectation.answered())
@@ -131,6 +140,7 @@ impl Proxy {
                 }),
             sent,
             deadline,
+            route,
         })
     }
 

@@ -18,6 +18,7 @@ use crate::credential::cache::{CredentialKey, strategy_digest};
 use crate::limiter::Rate;
 use crate::metrics::{Metrics, RouteMetrics};
 use crate::proxy::body::RequestBody;
+use crate::proxy::streams::Owner;
 use crate::upstream::{Pool, Upstreams};
 
 /// One route with what its requests need at hand.
@@ -116,6 +117,27 @@ impl RouteSet {
             only_tenant,
             matcher,
         })
+    }
+
+    /// Whether a request of this owner would still be given the same connection.
+    pub fn serves(&self, owner: &Owner) -> bool {
+        let Some(Some(route)) = self.matcher.by_provider(&owner.provider) else {
+            return false;
+        };
+        let connections = &route.compiled.connections;
+        let tenant = owner
+            .tenant
+            .as_ref()
+            .map(|tenant| tenant.to_str().unwrap_or_default());
+        let now = match tenant {
+            None => connections.tenantless,
+            Some(tenant) => connections
+                .by_tenant
+                .get(tenant)
+                .copied()
+                .or(connections.any_tenant),
+        };
+        now == Some(owner.connection)
     }
 
     /// Keys of every credential that the routes may use.

@@ -28,6 +28,9 @@ pub enum BodyError {
     /// The upstream answered without asking for the body that was announced.
     #[error("the upstream did not want the body")]
     Unwanted,
+    /// The route or the tenant was removed while the answer streamed.
+    #[error("the route or its tenant was removed")]
+    Removed,
     /// `timeouts.request` is over.
     #[error("timeouts.request is over")]
     Deadline,

@@ -1,6 +1,5 @@
 //! Step 8, respond: what of the upstream's answer reaches the agent. The body streams through the scrubber.
 
-use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +19,7 @@ use super::headers::remove_connection_named;
 use super::links;
 use super::resolve::Addressing;
 use super::scrub::{ScrubStream, Scrubber, is_textual};
+use super::streams::{Listing, Owner, Streams};
 use crate::credential::Credential;
 use crate::error::{Code, REQUEST_ID};
 use crate::record::Record;
@@ -43,7 +43,10 @@ pub struct Download {
     scrub: Option<ScrubStream>,
     idle: IdleTimer,
     deadline: Option<Pin<Box<Sleep>>>,
-    ready: VecDeque<Frame<Bytes>>,
+    ready: Option<Frame<Bytes>>,
+    owner: Owner,
+    streams: Arc<Streams>,
+    listing: Option<Listing>,
     ended: bool,
     record: Record,
     _unwanted: Option<Unwanted>,
@@ -57,6 +60,10 @@ pub struct Answer {
     pub route: Arc<Route>,
     /// The credential that was sent.
     pub credential: Arc<Credential>,
+    /// Whose answer it is.
+    pub owner: Owner,
+    /// Where it is listed while it streams.
+    pub streams: Arc<Streams>,
     /// How the caller addressed the upstream.
     pub addressing: Addressing,
     /// The body that the upstream did not ask for.
@@ -87,6 +94,8 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
         response,
         route,
         credential,
+        owner,
+        streams,
         addressing,
         unwanted,
         sent,
@@ -123,7 +132,10 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
         scrub,
         idle: IdleTimer::new(route.compiled.timeouts.idle),
         deadline: deadline.map(|deadline| Box::pin(tokio::time::sleep_until(deadline))),
-        ready: VecDeque::new(),
+        ready: None,
+        owner,
+        streams,
+        listing: None,
         ended: false,
         record,
         route,
@@ -307,69 +319,90 @@ impl Body for AgentBody {
 impl Download {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         loop {
-            if let Some(frame) = self.ready.pop_front() {
-                if let Some(data) = frame.data_ref() {
-                    self.record.sent(data.len());
-                }
-                return Poll::Ready(Some(Ok(frame)));
+            if let Some(frame) = self.ready.take() {
+                return self.give(frame);
             }
             if self.ended {
                 return Poll::Ready(None);
+            }
+            if self.listing.as_ref().is_some_and(Listing::ended) {
+                return self.fail(BodyError::Removed);
             }
             if let Some(deadline) = &mut self.deadline
                 && deadline.as_mut().poll(cx).is_ready()
             {
                 return self.fail(BodyError::Deadline);
             }
-            match Pin::new(&mut self.body).poll_frame(cx) {
+            let taken = match Pin::new(&mut self.body).poll_frame(cx) {
                 Poll::Ready(Some(Ok(frame))) => {
                     self.idle.progressed();
-                    self.take(frame);
+                    self.take(frame)
                 }
                 Poll::Ready(Some(Err(error))) => return self.fail(BodyError::Broken(error)),
                 Poll::Ready(None) => self.end(),
-                Poll::Pending => {
-                    return match self.idle.poll(cx) {
-                        Poll::Ready(()) => self.fail(BodyError::Idle),
-                        Poll::Pending => Poll::Pending,
-                    };
-                }
-            }
+                Poll::Pending => return self.wait(cx),
+            };
             if self.route.compiled.response.scrub == Scrub::Block
                 && self.scrub.as_ref().is_some_and(|scrub| scrub.hits() > 0)
             {
                 return self.fail(BodyError::Blocked);
             }
+            if let Some(frame) = taken {
+                return self.give(frame);
+            }
         }
     }
 
-    fn take(&mut self, frame: Frame<Bytes>) {
+    fn wait(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match &mut self.listing {
+            Some(listing) => listing.wakes(cx.waker()),
+            listing => *listing = Some(self.streams.list(self.owner.clone(), cx.waker())),
+        }
+        match self.idle.poll(cx) {
+            Poll::Ready(()) => self.fail(BodyError::Idle),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    fn give(&mut self, frame: Frame<Bytes>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(data) = frame.data_ref() {
+            self.record.sent(data.len());
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    /// What of a frame goes on at once; what comes after that waits in `ready`.
+    fn take(&mut self, frame: Frame<Bytes>) -> Option<Frame<Bytes>> {
         match frame.into_data() {
             Ok(data) => {
                 let Some(scrub) = &mut self.scrub else {
-                    return self.ready.push_back(Frame::data(data));
+                    return Some(Frame::data(data));
                 };
-                let (held, data) = scrub.push(data);
-                self.ready.extend(
-                    [held, data]
-                        .into_iter()
-                        .filter(|piece| !piece.is_empty())
-                        .map(Frame::data),
-                );
+                let (held, fresh) = scrub.push(data);
+                if held.is_empty() {
+                    return Some(fresh)
+                        .filter(|fresh| !fresh.is_empty())
+                        .map(Frame::data);
+                }
+                self.ready = Some(fresh)
+                    .filter(|fresh| !fresh.is_empty())
+                    .map(Frame::data);
+                Some(Frame::data(held))
             }
             Err(frame) => {
-                self.end();
+                let rest = self.end();
                 if let Ok(mut trailers) = frame.into_trailers() {
                     self.clean_trailers(&mut trailers);
-                    self.ready.push_back(Frame::trailers(trailers));
+                    self.ready = Some(Frame::trailers(trailers));
                 }
+                rest.or_else(|| self.ready.take())
             }
         }
     }
 
     /// Whoever is told so does not poll again: what the scrubber holds back would be lost.
     fn is_end_stream(&self) -> bool {
-        self.ready.is_empty()
+        self.ready.is_none()
             && (self.ended
                 || self.body.is_end_stream()
                     && !self.scrub.as_ref().is_some_and(ScrubStream::holds_bytes))
@@ -384,26 +417,25 @@ impl Download {
         }
     }
 
-    fn end(&mut self) {
+    /// What the scrubber still held back.
+    fn end(&mut self) -> Option<Frame<Bytes>> {
         self.ended = true;
-        if let Some(scrub) = &mut self.scrub {
-            let rest = scrub.finish();
-            if !rest.is_empty() {
-                self.ready.push_back(Frame::data(rest));
-            }
-            self.record.scrubbed(scrub.hits());
-        }
+        let scrub = self.scrub.as_mut()?;
+        let rest = scrub.finish();
+        self.record.scrubbed(scrub.hits());
+        Some(rest).filter(|rest| !rest.is_empty()).map(Frame::data)
     }
 
     fn fail(&mut self, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         self.ended = true;
-        self.ready.clear();
+        self.ready = None;
         if let Some(scrub) = &self.scrub {
             self.record.scrubbed(scrub.hits());
         }
         self.record.broke_off(
             match &error {
                 BodyError::Idle | BodyError::Deadline => Code::UpstreamTimeout,
+                BodyError::Removed => Code::ProviderUnknown,
                 BodyError::Broken(_) | BodyError::Blocked | BodyError::Unwanted => {
                     Code::UpstreamUnreachable
                 }

@@ -12,6 +12,7 @@ use crate::app::RouteSource;
 use crate::credential::cache::{CredentialCache, CredentialKey};
 use crate::metrics::Metrics;
 use crate::proxy::body::RequestBody;
+use crate::proxy::streams::Streams;
 use crate::ready::Readiness;
 use crate::record::Recorder;
 use crate::routes::{RouteSet, SharedRoutes};
@@ -30,6 +31,8 @@ pub struct Reloader {
     pub upstreams: Arc<Upstreams<RequestBody>>,
     /// Credentials to drop with the connections that leave.
     pub credentials: Arc<CredentialCache>,
+    /// Answers to end with the routes that leave.
+    pub streams: Arc<Streams>,
     /// Counters.
     pub metrics: Arc<Metrics>,
     /// What `/readyz` shows.
@@ -99,7 +102,8 @@ impl Reloader {
             routes.hash.clone(),
             routes.matcher.routes().len(),
         );
-        let changed = self.shared.swap(Some(routes)).is_some();
+        let changed = self.shared.swap(Some(Arc::clone(&routes))).is_some();
+        self.streams.end_unserved(&routes);
         self.credentials.retain(|key| keys.contains(key));
         self.upstreams.retain_used();
         self.metrics
