@@ -201,7 +201,7 @@ fn publish(volume: &Path, generation: u32, content: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn every_swap_of_a_mounted_volume_is_taken_up_and_streams_go_on() {
+async fn every_swap_of_a_mounted_volume_is_taken_up_and_only_streams_of_routes_that_left_end() {
     let broker = Broker::gateway().await;
     broker.set(&connection(1), Answer::oauth2("token-across-swaps"));
     let upstream = Upstream::start().await;
@@ -216,19 +216,26 @@ async fn every_swap_of_a_mounted_volume_is_taken_up_and_streams_go_on() {
     publish(&builder.routes_folder(), 0, &routes("generation-0"));
     let sidecar = builder.start().await;
     assert_eq!(status_of(&sidecar, "generation-0").await, 200);
-    let mut stream = sidecar
-        .agent()
-        .get("/silent")
-        .provider("stays")
-        .open()
-        .await
-        .unwrap();
+    let open = async |provider: &str| {
+        let call = sidecar.agent().get("/silent").provider(provider);
+        call.open().await.unwrap()
+    };
+    let mut stream = open("stays").await;
     for generation in 1..=3 {
+        let mut leaves = open(&format!("generation-{}", generation - 1)).await;
         let provider = format!("generation-{generation}");
         publish(&sidecar.routes_folder(), generation, &routes(&provider));
         eventually_served(&sidecar, &provider).await;
         let before = format!("generation-{}", generation - 1);
         assert_eq!(status_of(&sidecar, &before).await, 404, "{before} is gone");
+        let end = wait::within(
+            "the stream of a route that is gone",
+            leaves.body_mut().frame(),
+        );
+        assert!(
+            matches!(end.await, Some(Err(_))),
+            "it breaks off, so that nobody takes it for a whole answer"
+        );
     }
     assert_eq!(
         broker.calls(&connection(1)),
