@@ -147,6 +147,21 @@ async fn a_connection_still_busy_with_an_upload_waits_until_it_is_done() {
 }
 
 #[tokio::test]
+async fn an_answer_is_read_though_the_upstream_takes_no_more_of_the_upload() {
+    let server = raw(|_, mut stream| async move {
+        let answer = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig";
+        answer_raw(&mut stream, answer).await;
+    })
+    .await;
+    let client = client(&upstream(server.addr, Auto));
+    for _ in 0..20 {
+        let answer = client.send("POST", full(vec![0; 8 << 20])).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(text(answer).await, "big");
+    }
+}
+
+#[tokio::test]
 async fn a_connection_closed_before_an_answer_is_told_from_a_broken_answer() {
     for (answer, unanswered) in [
         ("", true),
