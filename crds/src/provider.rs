@@ -54,7 +54,8 @@ pub struct NexusProviderSpec {
     /// Headers to set, remove and keep. A route's `set` is added, name by name; its other lists replace these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<HeadersSpec>,
-    /// What requests may do. The `deny` rules of a route are added to these; its `allow` rules replace these.
+    /// What requests may do. The `deny` rules of a route are added to these, and case is ignored if either says so;
+    /// its `mode` and `allow` rules replace these.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access: Option<AccessSpec>,
     /// Sizes and rates.

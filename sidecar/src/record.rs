@@ -4,6 +4,7 @@
 pub mod writer;
 
 use std::hash::{BuildHasher, RandomState};
+use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -82,11 +83,8 @@ impl Recorder {
             hash,
             routes,
         };
-        self.writer.line(Priority::Audit, |buffer| {
-            if let Err(error) = serde_json::to_writer(buffer, &line) {
-                tracing::error!(%error, "an audit line cannot be written");
-            }
-        });
+        self.writer
+            .line(Priority::Audit, |buffer| json(buffer, &line));
     }
 
     /// What the output did not take.
@@ -155,6 +153,78 @@ impl Record {
     }
 }
 
+impl Record {
+    /// One JSON object. The keys are written ready-made: a line is written for every request.
+    fn write(&self, priority: Priority, elapsed: Duration, buffer: &mut Vec<u8>) {
+        let micros = elapsed.as_micros();
+        buffer.extend_from_slice(match priority {
+            Priority::Audit => b"{\"type\":\"audit\",\"time\":",
+            Priority::Access => b"{\"type\":\"access\",\"time\":",
+        });
+        json(buffer, &Timestamp::now());
+        text(buffer, ",\"requestId\":", self.id.to_str().ok());
+        text(
+            buffer,
+            ",\"route\":",
+            self.route.as_ref().map(|route| &*route.compiled.name),
+        );
+        text(
+            buffer,
+            ",\"provider\":",
+            self.route.as_ref().map(|route| &*route.compiled.provider),
+        );
+        text(
+            buffer,
+            ",\"tenant\":",
+            self.tenant.as_ref().and_then(|tenant| tenant.to_str().ok()),
+        );
+        text(buffer, ",\"method\":", Some(self.method.as_str()));
+        // Without the query, where some schemes put keys.
+        text(
+            buffer,
+            ",\"path\":",
+            self.path.as_ref().map(PathAndQuery::path),
+        );
+        if let Some(status) = self.status {
+            buffer.extend_from_slice(b",\"status\":");
+            buffer.extend_from_slice(status.as_str().as_bytes());
+        }
+        text(
+            buffer,
+            ",\"error\":",
+            self.code.map(|code| code.class().code),
+        );
+        text(buffer, ",\"reason\":", self.internal.as_deref());
+        if self.scrubbed > 0 {
+            buffer.extend_from_slice(b",\"scrubbed\":");
+            json(buffer, &self.scrubbed);
+        }
+        buffer.extend_from_slice(b",\"bytesSent\":");
+        json(buffer, &self.sent);
+        // Writing to a vector cannot fail.
+        write!(
+            buffer,
+            ",\"durationMs\":{}.{:03}}}",
+            micros / 1000,
+            micros % 1000
+        )
+        .ok();
+    }
+}
+
+fn text(buffer: &mut Vec<u8>, key: &str, value: Option<&str>) {
+    if let Some(value) = value {
+        buffer.extend_from_slice(key.as_bytes());
+        json(buffer, value);
+    }
+}
+
+fn json(buffer: &mut Vec<u8>, value: &(impl Serialize + ?Sized)) {
+    if let Err(error) = serde_json::to_writer(buffer, value) {
+        tracing::error!(%error, "a line of the access log cannot be written");
+    }
+}
+
 /// An error and its causes, for the log.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -176,42 +246,6 @@ struct TableLine<'a> {
     revision: u64,
     hash: &'a str,
     routes: usize,
-}
-
-#[derive(Serialize)]
-#[serde(rename_all = "camelCase")]
-struct Line<'a> {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    time: Timestamp,
-    request_id: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    route: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    provider: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    tenant: Option<&'a str>,
-    method: &'a str,
-    /// Without the query, where some schemes put keys.
-    path: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    status: Option<u16>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<&'static str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reason: Option<&'a str>,
-    #[serde(skip_serializing_if = "is_zero")]
-    scrubbed: u64,
-    bytes_sent: u64,
-    duration_ms: f64,
-}
-
-#[expect(
-    clippy::trivially_copy_pass_by_ref,
-    reason = "the signature serde asks for"
-)]
-fn is_zero(value: &u64) -> bool {
-    *value == 0
 }
 
 impl Drop for Record {
@@ -246,32 +280,14 @@ impl Drop for Record {
         if !wanted && !audit {
             return;
         }
-        let line = Line {
-            kind: if audit { "audit" } else { "access" },
-            time: Timestamp::now(),
-            request_id: self.id.to_str().unwrap_or_default(),
-            route: self.route.as_ref().map(|route| &*route.compiled.name),
-            provider: self.route.as_ref().map(|route| &*route.compiled.provider),
-            tenant: self.tenant.as_ref().and_then(|tenant| tenant.to_str().ok()),
-            method: self.method.as_str(),
-            path: self.path.as_ref().map_or("", PathAndQuery::path),
-            status: self.status.map(|status| status.as_u16()),
-            error: self.code.map(|code| code.class().code),
-            reason: self.internal.as_deref(),
-            scrubbed: self.scrubbed,
-            bytes_sent: self.sent,
-            duration_ms: elapsed.as_secs_f64() * 1000.0,
-        };
         let priority = if audit {
             Priority::Audit
         } else {
             Priority::Access
         };
-        self.recorder.writer.line(priority, |buffer| {
-            if let Err(error) = serde_json::to_writer(buffer, &line) {
-                tracing::error!(%error, "an access line cannot be written");
-            }
-        });
+        self.recorder
+            .writer
+            .line(priority, |buffer| self.write(priority, elapsed, buffer));
     }
 }
 

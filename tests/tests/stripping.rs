@@ -194,10 +194,8 @@ async fn the_strategys_parameter_cannot_be_doubled_in_any_spelling() {
             "/a?z=1&a=%2f&plus=a+b&flag&=v&x=1&x=2",
             "/a?z=1&a=%2f&plus=a+b&flag&=v&x=1&x=2&api_key=key-in-the-query",
         ),
-        (
-            "/a?API_KEY=other",
-            "/a?API_KEY=other&api_key=key-in-the-query",
-        ),
+        // Servers that ignore the case of names would see it twice.
+        ("/a?API_KEY=other", "/a?api_key=key-in-the-query"),
         ("/a?xapi_key=1", "/a?xapi_key=1&api_key=key-in-the-query"),
     ] {
         let answer = scene.get(sent).send().await;

@@ -76,6 +76,14 @@ mod tests {
             (app("a"), op("In", &["a", "b"]), true),
             (app("a"), op("In", &["b", "c"]), false),
             (app("a"), op("NotIn", &["a"]), true),
+            (
+                json!({"podSelector": {"matchExpressions": [
+                    {"key": "app", "operator": "In", "values": ["a", "b"]},
+                    {"key": "app", "operator": "In", "values": ["a"]},
+                ]}}),
+                app("b"),
+                false,
+            ),
             (op("In", &["a"]), op("In", &["b"]), false),
             (
                 json!({"serviceAccounts": ["a"]}),

@@ -158,10 +158,12 @@ fn check_ca_bundle(pem: &str) -> Result<(), Problem> {
         let certificate = certificate.map_err(|error| {
             problem(&format!("certificate {certificates} is malformed: {error}"))
         })?;
-        // Every X.509 certificate is an ASN.1 SEQUENCE.
-        if certificate.first() != Some(&0x30) {
-            return Err(problem(&format!("certificate {certificates} is not X.509")));
-        }
+        // The very reading that the sidecar's TLS makes of a root, so that what is accepted loads.
+        webpki::anchor_from_trusted_cert(&certificate).map_err(|error| {
+            problem(&format!(
+                "certificate {certificates} cannot be a root: {error}"
+            ))
+        })?;
         certificates += 1;
     }
     if certificates == 0 {
@@ -181,6 +183,8 @@ fn bad_url(message: &str) -> Problem {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn upstream(url: &str) -> Result<Upstream, Problem> {
@@ -290,6 +294,19 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn whatever_is_accepted_has_a_host_that_reads_the_same_again(
+            rest in "[a-z0-9@:/?#\\\\%.;{}\\[\\] \u{e9}\\t-]{0,24}",
+        ) {
+            if let Ok(found) = upstream(&format!("https://{rest}")) {
+                let again = upstream(&format!("https://{}{}", found.authority, found.base_path));
+                prop_assert!(!found.host.is_empty());
+                prop_assert_eq!(again, Ok(found));
+            }
+        }
+    }
+
     #[test]
     fn clear_text_needs_consent_and_a_fitting_protocol() {
         let with = |url: &str, insecure, protocol| {
@@ -319,17 +336,26 @@ mod tests {
         }
     }
 
+    fn root() -> String {
+        let key = rcgen::KeyPair::generate().unwrap();
+        rcgen::CertificateParams::default()
+            .self_signed(&key)
+            .unwrap()
+            .pem()
+    }
+
     #[test]
     fn a_ca_bundle_holds_certificates_and_nothing_else() {
         let pem = |label: &str, body: &str| {
             format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
         };
-        let certificate = pem("CERTIFICATE", "MAA=");
+        let certificate = root();
         assert!(check_ca_bundle(&certificate).is_ok());
         for bundle in [
             String::new(),
             "nonsense".to_owned(),
             pem("CERTIFICATE", "AAAA"),
+            pem("CERTIFICATE", "MAMCAQE="),
             pem("CERTIFICATE", "%%%%"),
             pem("PRIVATE KEY", "MAA="),
             certificate + &pem("PRIVATE KEY", "MAA="),

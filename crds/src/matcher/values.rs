@@ -76,7 +76,7 @@ pub(super) fn header_rules(spec: &HeadersSpec) -> Result<HeaderRules, Problem> {
             let message = "belongs to the connection or to the sidecar and cannot be set";
             return Err(invalid(&field, message));
         }
-        if is_credential(&name) {
+        if is_credential(name.as_str()) {
             let message = "carries a credential; let a strategy set it, from a connection";
             return Err(invalid(&field, message));
         }

@@ -57,7 +57,7 @@ pub struct ControlPlaneConfig {
     pub client_cert_file: Option<PathBuf>,
     /// PEM file with the certificate's private key.
     pub client_key_file: Option<PathBuf>,
-    /// PEM file with roots trusted in addition to the public ones.
+    /// PEM file with roots that replace the public ones, as a route's `caBundle` does.
     pub ca_file: Option<PathBuf>,
     /// Clear-text HTTP to a host that is not this machine is accepted.
     pub allow_insecure: bool,

@@ -10,7 +10,7 @@ use http::header::{
     SEC_WEBSOCKET_PROTOCOL, TE, TRAILER, TRANSFER_ENCODING,
 };
 use http::{HeaderMap, HeaderName, HeaderValue};
-use nexus_crds::header::alike;
+use nexus_crds::header::{self, alike};
 use nexus_crds::matcher::{CompiledRoute, HeaderRules, Scrub};
 
 use crate::credential::{Credential, QueryPair};
@@ -43,39 +43,14 @@ fn fate_of(name: &str) -> Fate {
         | "http2-settings"
         | "proxy-authenticate"
         | "proxy-authentication-info"
+        | "proxy-authorization"
         | "host"
         | "x-http-method-override"
         | "x-method-override"
         | "x-http-method"
         | "x-original-url"
         | "x-rewrite-url" => Fate::Never,
-        "authorization"
-        | "cookie"
-        | "cookie2"
-        | "proxy-authorization"
-        | "x-api-key"
-        | "api-key"
-        | "x-goog-api-key"
-        | "private-token"
-        | "x-auth-token"
-        | "ocp-apim-subscription-key"
-        | "x-amz-security-token"
-        | "dpop"
-        | "x-sfdc-session"
-        | "x-figma-token"
-        | "x-shopify-access-token"
-        | "x-shopify-storefront-access-token"
-        | "shopify-storefront-private-token"
-        | "dd-api-key"
-        | "dd-application-key"
-        | "x-auth-key"
-        | "x-auth-email"
-        | "x-auth-user-service-key"
-        | "x-subscription-token"
-        | "job-token"
-        | "deploy-token"
-        | "apikey"
-        | "boxapi"
+        "cookie2"
         | "forwarded"
         | "via"
         | "x-forwarded"
@@ -92,6 +67,7 @@ fn fate_of(name: &str) -> Fate {
         | "x-cluster-client-ip"
         | "true-client-ip"
         | "cf-connecting-ip" => Fate::UnlessKept,
+        _ if header::is_credential(name) => Fate::UnlessKept,
         other if other.starts_with("x-nexus-") => Fate::Never,
         _ => Fate::Forward,
     }
@@ -115,27 +91,38 @@ pub fn prepare(
     host: &HeaderValue,
     credential: &Credential,
 ) {
-    let trailers = accepts_trailers(headers);
-    if headers.contains_key(TRANSFER_ENCODING)
-        || headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some()
-    {
-        // The message is framed anew from what the parser made of it: one framing reaches the upstream.
-        headers.remove(CONTENT_LENGTH);
-    }
-    let doomed: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| match fate(name) {
-            Fate::Forward => *name == TE || is_ours(name, route, credential),
-            Fate::Never => true,
+    let (mut trailers, mut announced, mut keyed) = (false, false, false);
+    let (mut coded, mut lengths) = (false, 0);
+    let mut doomed = Vec::new();
+    for (name, value) in &*headers {
+        trailers |= name == TE && accepts_trailers(value);
+        announced |= name == TRAILER;
+        keyed |= name == SEC_WEBSOCKET_PROTOCOL;
+        coded |= name == TRANSFER_ENCODING;
+        lengths += u32::from(name == CONTENT_LENGTH);
+        let leaves = match fate(name) {
+            Fate::Forward => name == TE || is_ours(name, route, credential),
+            // The upstream's own takes its place below.
+            Fate::Never => name != HOST,
             Fate::UnlessKept => !is_kept(name, route) || is_ours(name, route, credential),
-        })
-        .cloned()
-        .collect();
+        };
+        if leaves {
+            doomed.push(name.clone());
+        }
+    }
     for name in &doomed {
         headers.remove(name);
     }
-    strip_websocket_key(headers);
-    filter_trailer_announcement(headers, route, credential);
+    if coded || lengths > 1 {
+        // The message is framed anew from what the parser made of it: one framing reaches the upstream.
+        headers.remove(CONTENT_LENGTH);
+    }
+    if keyed {
+        strip_websocket_key(headers);
+    }
+    if announced {
+        filter_trailer_announcement(headers, route, credential);
+    }
     for (name, value) in &route.headers.set {
         headers.insert(name.clone(), value.clone());
     }
@@ -207,18 +194,11 @@ pub fn remove_connection_named(headers: &mut HeaderMap) {
     }
 }
 
-fn accepts_trailers(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(TE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .any(|coding| {
-            coding
-                .split(';')
-                .next()
-                .is_some_and(|coding| coding.trim().eq_ignore_ascii_case("trailers"))
-        })
+fn accepts_trailers(te: &HeaderValue) -> bool {
+    te.to_str().unwrap_or_default().split(',').any(|coding| {
+        let coding = coding.split(';').next().unwrap_or_default();
+        coding.trim().eq_ignore_ascii_case("trailers")
+    })
 }
 
 fn filter_trailer_announcement(
@@ -226,9 +206,6 @@ fn filter_trailer_announcement(
     route: &CompiledRoute,
     credential: &Credential,
 ) {
-    if !headers.contains_key(TRAILER) {
-        return;
-    }
     let kept: Vec<String> = headers
         .get_all(TRAILER)
         .iter()

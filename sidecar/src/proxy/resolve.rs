@@ -12,9 +12,6 @@ use nexus_crds::names::{self, ConnectionId};
 use crate::error::{Code, ProxyError};
 use crate::routes::{Route, RouteSet, Tenants};
 
-const PROVIDER: HeaderName = HeaderName::from_static(names::PROVIDER_HEADER);
-const TENANT: HeaderName = HeaderName::from_static(names::TENANT_HEADER);
-const CONNECTION_ID: HeaderName = HeaderName::from_static(names::CONNECTION_ID_HEADER);
 const VIA: &str = "/via/";
 
 /// What a request asks for.
@@ -131,18 +128,27 @@ fn refuse_method(method: &Method) -> Result<(), ProxyError> {
     Err(ProxyError::new(Code::MethodNotAllowed, why))
 }
 
+/// One pass over the few headers there are, instead of a look-up for each name.
 fn asked(headers: &HeaderMap) -> Result<Asked<'_>, ProxyError> {
-    let provider = single(headers, &PROVIDER)?;
+    let (mut provider, mut tenant, mut connection) = (None, None, None);
+    for (name, value) in headers {
+        let found = match name.as_str() {
+            names::PROVIDER_HEADER => &mut provider,
+            names::TENANT_HEADER => &mut tenant,
+            names::CONNECTION_ID_HEADER => &mut connection,
+            _ => continue,
+        };
+        if found.replace(single(name, value)?).is_some() {
+            return Err(bad_request(format!("{name} occurs more than once")));
+        }
+    }
     if provider.is_some_and(|name| !names::is_provider(name)) {
         return Err(bad_request(
             "X-Nexus-Provider is not a provider name: [a-z0-9][a-z0-9._-]{0,62}",
         ));
     }
-    let tenant = single(headers, &TENANT)?;
-    if let Some(tenant) = tenant {
-        check_tenant(tenant)?;
-    }
-    let connection = single(headers, &CONNECTION_ID)?
+    tenant.map_or(Ok(()), check_tenant)?;
+    let connection = connection
         .map(|id| {
             id.parse()
                 .map_err(|_| bad_request("X-Nexus-Connection-ID is not a UUID"))
@@ -155,19 +161,12 @@ fn asked(headers: &HeaderMap) -> Result<Asked<'_>, ProxyError> {
     })
 }
 
-fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a str>, ProxyError> {
-    let mut values = headers.get_all(name).iter();
-    let Some(value) = values.next() else {
-        return Ok(None);
-    };
-    if values.next().is_some() {
-        return Err(bad_request(format!("{name} occurs more than once")));
-    }
+fn single<'a>(name: &HeaderName, value: &'a HeaderValue) -> Result<&'a str, ProxyError> {
     match value.to_str() {
-        Ok(text) if text.contains(',') => {
+        Ok(text) if text.as_bytes().contains(&b',') => {
             Err(bad_request(format!("{name} holds a list; give one value")))
         }
-        Ok(text) => Ok(Some(text.trim())),
+        Ok(text) => Ok(text),
         Err(_) => Err(bad_request(format!("{name} is not ASCII"))),
     }
 }
@@ -405,28 +404,33 @@ impl BrowserGuard {
 
     /// Judges `Host`, `Origin` and `Sec-Fetch-Site`. `Sec-Fetch-Mode` says nothing: Node's fetch sends it.
     pub fn check(&self, parts: &Parts) -> Result<(), ProxyError> {
-        let headers = &parts.headers;
-        if parts.uri.scheme().is_none() {
-            let mut hosts = headers.get_all(HOST).iter();
-            match (hosts.next(), hosts.next()) {
-                (Some(host), None) => self.check_host(host)?,
-                (None, _) => return Err(bad_request("the request has no Host header")),
-                (Some(_), Some(_)) => return Err(bad_request("Host occurs more than once")),
+        let mut hosts = 0;
+        for (name, value) in &parts.headers {
+            if name == HOST {
+                hosts += 1;
+                if parts.uri.scheme().is_none() {
+                    self.check_host(value)?;
+                }
+            } else if name == ORIGIN {
+                if !self.is_own_origin(value) {
+                    return Err(forbidden(
+                        "a web page of another origin may not call the sidecar",
+                    ));
+                }
+            } else if name.as_str() == "sec-fetch-site"
+                && [&b"cross-site"[..], b"same-site"]
+                    .iter()
+                    .any(|site| value.as_bytes().eq_ignore_ascii_case(site))
+            {
+                return Err(forbidden(
+                    "a web page of another site may not call the sidecar",
+                ));
             }
         }
-        if headers.get("sec-fetch-site").is_some_and(|site| {
-            site.as_bytes().eq_ignore_ascii_case(b"cross-site")
-                || site.as_bytes().eq_ignore_ascii_case(b"same-site")
-        }) {
-            return Err(forbidden(
-                "a web page of another site may not call the sidecar",
-            ));
-        }
-        match headers.get(ORIGIN) {
-            Some(origin) if !self.is_own_origin(origin) => Err(forbidden(
-                "a web page of another origin may not call the sidecar",
-            )),
-            _ => Ok(()),
+        match hosts {
+            0 if parts.uri.scheme().is_none() => Err(bad_request("the request has no Host header")),
+            0 | 1 => Ok(()),
+            _ => Err(bad_request("Host occurs more than once")),
         }
     }
 

@@ -29,6 +29,7 @@ const MASK: u8 = b'*';
 pub struct Scrubber {
     forms: Vec<Candidate>,
     longest: usize,
+    shortest: usize,
     fragments: Searcher,
     /// Finds the first bytes of forms, to tell which end of a chunk may go on in the next.
     openings: Searcher,
@@ -50,6 +51,7 @@ impl Scrubber {
     ) -> Option<Self> {
         let forms = forms::of(secrets, basic_pairs);
         let longest = forms.iter().map(|form| form.len()).max()?;
+        let shortest = forms.iter().map(|form| form.len()).min()?;
         let openings = distinct(forms.iter().map(|form| &form[..stream::MIN_HELD]));
         let mut fragments: Vec<Box<[u8]>> = Vec::new();
         let forms = forms
@@ -66,6 +68,7 @@ impl Scrubber {
         Some(Self {
             forms,
             longest,
+            shortest,
             fragments: Searcher::new(&fragments),
             openings: Searcher::new(&openings),
         })
@@ -73,6 +76,9 @@ impl Scrubber {
 
     /// The masked value if a form occurs in `value`, else `None`.
     pub fn header(&self, value: &HeaderValue) -> Option<HeaderValue> {
+        if value.len() < self.shortest {
+            return None;
+        }
         let mut hits = self.occurrences(value.as_bytes()).peekable();
         hits.peek()?;
         let mut masked = value.as_bytes().to_vec();

@@ -33,19 +33,20 @@ impl Files {
         })
     }
 
-    /// System roots if there are any, else Mozilla's, plus the CA file; a client certificate if there is one.
+    /// The CA file, else system roots if there are any, else Mozilla's; a client certificate if there is one.
     pub(super) fn client_config(&self) -> Result<ClientConfig, String> {
         let mut roots = RootCertStore::empty();
-        let system = rustls_native_certs::load_native_certs();
-        let (added, _ignored) = roots.add_parsable_certificates(system.certs);
-        if added == 0 {
-            roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
-        }
         if let Some(ca) = &self.ca {
             for certificate in ca.certificates()? {
                 roots
                     .add(certificate)
                     .map_err(|e| ca.error(&e.to_string()))?;
+            }
+        } else {
+            let system = rustls_native_certs::load_native_certs();
+            let (added, _ignored) = roots.add_parsable_certificates(system.certs);
+            if added == 0 {
+                roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
             }
         }
         let builder = builder()?.with_root_certificates(roots);
