@@ -146,7 +146,7 @@ async fn a_connection_still_busy_with_an_upload_waits_until_it_is_done() {
     assert_eq!(client.text().await, "1");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_is_read_though_the_upstream_takes_no_more_of_the_upload() {
     let server = raw(|_, mut stream| async move {
         let answer = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig";
@@ -154,8 +154,13 @@ async fn an_answer_is_read_though_the_upstream_takes_no_more_of_the_upload() {
     })
     .await;
     let client = client(&upstream(server.addr, Auto));
-    for _ in 0..20 {
-        let answer = client.send("POST", full(vec![0; 8 << 20])).await.unwrap();
+    for _ in 0..50 {
+        let (upload, body) = channel();
+        tokio::spawn(async move {
+            let piece = bytes::Bytes::from(vec![0; 64 * 1024]);
+            while upload.send(piece.clone()).await.is_ok() {}
+        });
+        let answer = client.send("POST", body).await.unwrap();
         assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
         assert_eq!(text(answer).await, "big");
     }
