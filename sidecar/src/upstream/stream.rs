@@ -1,4 +1,8 @@
 //! The bytes of an upstream connection, clear or TLS, counted as they arrive.
+//!
+//! An upstream that refuses an upload often answers and closes at once. The next write then fails while the answer is
+//! there to be read; hyper would give up on the connection with the answer unread. So a failed write is kept from it:
+//! what follows is dropped, and the next read tells whether there was an answer (RFC 9112 section 9.5).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -14,6 +18,8 @@ use tokio_rustls::client::TlsStream;
 pub(super) struct Stream {
     transport: Transport,
     received: Received,
+    /// The peer takes no more bytes.
+    deaf: bool,
 }
 
 enum Transport {
@@ -48,6 +54,7 @@ impl From<TcpStream> for Stream {
         Self {
             transport: Transport::Tcp(stream),
             received: Received::default(),
+            deaf: false,
         }
     }
 }
@@ -57,6 +64,7 @@ impl From<TlsStream<TcpStream>> for Stream {
         Self {
             transport: Transport::Tls(Box::new(stream)),
             received: Received::default(),
+            deaf: false,
         }
     }
 }
@@ -80,16 +88,40 @@ impl AsyncRead for Stream {
     }
 }
 
+impl Stream {
+    /// What a write came to, or that all of it is dropped.
+    fn hushed<T>(&mut self, wrote: Poll<io::Result<T>>, all: T) -> Poll<io::Result<T>> {
+        match wrote {
+            Poll::Ready(Err(error)) if is_closed_by_peer(&error) => {
+                self.deaf = true;
+                Poll::Ready(Ok(all))
+            }
+            other => other,
+        }
+    }
+}
+
+fn is_closed_by_peer(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset
+    )
+}
+
 impl AsyncWrite for Stream {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
+        if self.deaf {
+            return Poll::Ready(Ok(buf.len()));
+        }
+        let wrote = match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
-        }
+        };
+        self.hushed(wrote, buf.len())
     }
 
     fn poll_write_vectored(
@@ -97,10 +129,15 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        match &mut self.transport {
+        let all = || bufs.iter().map(|buf| buf.len()).sum();
+        if self.deaf {
+            return Poll::Ready(Ok(all()));
+        }
+        let wrote = match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-        }
+        };
+        self.hushed(wrote, all())
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -111,10 +148,14 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut self.transport {
+        if self.deaf {
+            return Poll::Ready(Ok(()));
+        }
+        let flushed = match &mut self.transport {
             Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
-        }
+        };
+        self.hushed(flushed, ())
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -146,6 +146,26 @@ async fn a_connection_still_busy_with_an_upload_waits_until_it_is_done() {
     assert_eq!(client.text().await, "1");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_is_read_though_the_upstream_takes_no_more_of_the_upload() {
+    let server = raw(|_, mut stream| async move {
+        let answer = b"HTTP/1.1 413 Too Large\r\ncontent-length: 3\r\n\r\nbig";
+        answer_raw(&mut stream, answer).await;
+    })
+    .await;
+    let client = client(&upstream(server.addr, Auto));
+    for _ in 0..50 {
+        let (upload, body) = channel();
+        tokio::spawn(async move {
+            let piece = bytes::Bytes::from(vec![0; 64 * 1024]);
+            while upload.send(piece.clone()).await.is_ok() {}
+        });
+        let answer = client.send("POST", body).await.unwrap();
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE);
+        assert_eq!(text(answer).await, "big");
+    }
+}
+
 #[tokio::test]
 async fn a_connection_closed_before_an_answer_is_told_from_a_broken_answer() {
     for (answer, unanswered) in [
