@@ -71,7 +71,7 @@ pub struct HeadersSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AccessSpec {
     /// `Warn` lets through what the rules refuse, counts and logs it. Tenants and the base path are enforced in
-    /// either mode. Default: `Enforce`.
+    /// either mode, and so is every rule where a NexusProvider that enforces denies something. Default: `Enforce`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mode: Option<AccessMode>,
     /// A request must match one of these rules. Left out, every request does.

@@ -7,8 +7,8 @@ use crate::compile::{namespace, provider_name};
 use crate::provider::{NexusProvider, NexusProviderSpec};
 use crate::route::{NexusRoute, NexusRouteSpec};
 use crate::spec::{
-    AccessSpec, ConnectionSpec, HeadersSpec, LimitsSpec, ReplaySpec, ResponseSpec, TimeoutsSpec,
-    UpstreamSpec,
+    AccessMode, AccessSpec, ConnectionSpec, HeadersSpec, LimitsSpec, ReplaySpec, ResponseSpec,
+    TimeoutsSpec, UpstreamSpec,
 };
 use crate::status::{Problem, Reason};
 use crate::table::{TableConnection, TableRoute};
@@ -209,13 +209,20 @@ fn merge_access(own: AccessSpec, default: AccessSpec) -> AccessSpec {
         deny,
         paths_ignore_case,
     } = own;
+    // What an administrator denies stays denied, whatever a route says of its own rules.
+    let binding = default.deny.as_ref().is_some_and(|deny| !deny.is_empty())
+        && default.mode.unwrap_or_default() == AccessMode::Enforce;
+    let mode = match mode {
+        Some(AccessMode::Warn) if binding => Some(AccessMode::Enforce),
+        mode => mode.or(default.mode),
+    };
     // The route's come first, so that an index in a message is one that its author knows.
     let deny = over(deny, default.deny, |mut own, default| {
         own.extend(default);
         own
     });
     AccessSpec {
-        mode: mode.or(default.mode),
+        mode,
         allow: allow.or(default.allow),
         deny,
         paths_ignore_case: over(paths_ignore_case, default.paths_ignore_case, |a, b| a || b),

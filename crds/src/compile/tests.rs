@@ -138,6 +138,24 @@ fn a_provider_fills_in_what_a_route_does_not_say() {
 }
 
 #[test]
+fn a_route_in_warn_mode_does_not_lift_what_its_provider_denies() {
+    let modes = |provider_access: serde_json::Value| {
+        let github = provider(
+            "p",
+            json!({"upstream": {"url": "https://h.example"}, "access": provider_access}),
+        );
+        let own = json!({"provider": "p", "access": {"mode": "Warn"}});
+        let compiled = local(&[route("r", own)], &[github]);
+        let merged = serde_json::to_value(&compiled.tables["agents"].routes[0]).unwrap();
+        merged["access"]["mode"].clone()
+    };
+    let deny = json!([{"paths": ["/keys/**"]}]);
+    assert_eq!(modes(json!({"deny": deny})), "Enforce");
+    assert_eq!(modes(json!({"deny": deny, "mode": "Warn"})), "Warn");
+    assert_eq!(modes(json!({"allow": [{"paths": ["/a"]}]})), "Warn");
+}
+
+#[test]
 fn an_invalid_provider_takes_its_routes_with_it() {
     let broken = provider(
         "p",
