@@ -268,6 +268,42 @@ fn nothing_shows_a_secret_in_debug_output() {
     }
 }
 
+/// Panics for real, in a process of its own, with everything in hand that a request has when it is signed.
+#[test]
+fn a_panic_prints_nothing_of_a_credential() {
+    const ROLE: &str = "NEXUS_TEST_PANIC_WITH_A_CREDENTIAL";
+    let secret = "canary-7771212-with-some-length";
+    if std::env::var_os(ROLE).is_some() {
+        let payload = format!(
+            r#"{{"strategy":{{"type":"oauth2"}},"credentials":{{"access_token":"{secret}"}}}}"#
+        );
+        let credential = parse(&payload, None).unwrap();
+        let Application::Headers(set) = credential.application() else {
+            panic!("a bearer token is a header")
+        };
+        let headers: HeaderMap = set.iter().cloned().collect();
+        let scrubber = credential.scrubber();
+        panic!("in hand: {credential:?} {headers:?} {scrubber:?}");
+    }
+    let name = "sign::tests::a_panic_prints_nothing_of_a_credential";
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(ROLE, "1")
+        .env("RUST_BACKTRACE", "full")
+        .output()
+        .unwrap();
+    let printed = [output.stdout, output.stderr].concat();
+    let printed = String::from_utf8_lossy(&printed);
+    assert!(
+        printed.contains("in hand: ") && printed.contains("Sensitive"),
+        "{printed}"
+    );
+    assert!(
+        !printed.contains(secret) && !printed.contains("Y2FuYXJ5"),
+        "{printed}"
+    );
+}
+
 #[test]
 fn user_names_access_keys_and_prefixes_are_not_secrets() {
     let basic =
