@@ -146,6 +146,7 @@ impl Proxy {
 
     /// Step 1.
     fn resolve(&self, parts: &Parts) -> Result<Target, ProxyError> {
+        resolve::refuse_method(&parts.method)?;
         self.guard.check(parts)?;
         let routes = self.routes.load();
         let Some(routes) = routes.as_ref() else {

@@ -23,7 +23,7 @@ use tokio::net::{TcpListener, TcpStream};
 use self::activity::{Activity, Command, Connections, InFlight};
 use crate::drain::Watcher;
 use crate::error::{Code, ProxyError};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Outcome};
 use crate::proxy::Proxy;
 
 /// Streams at once on an HTTP/2 connection.
@@ -73,6 +73,8 @@ impl Server {
 
     async fn serve(self, stream: TcpStream, peer: SocketAddr, mut alive: Watcher) {
         let Some(registered) = self.connections.register() else {
+            let overloaded = Outcome::Error(Code::Overloaded);
+            self.metrics.unrouted().record(overloaded);
             refuse(stream).await;
             return;
         };

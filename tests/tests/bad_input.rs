@@ -239,6 +239,19 @@ async fn tenants_are_those_of_the_flag_where_it_is_given() {
             .await;
         assert_eq!(answer.status, status, "{tenant}: {}", answer.text());
     }
+    // By id alone: one's own works, and a forbidden tenant's is as unknown as one that nobody has.
+    let mut answers = Vec::new();
+    for number in [1, 2, 9] {
+        let call = sidecar
+            .agent()
+            .get("/")
+            .header("X-Nexus-Connection-ID", &connection(number));
+        let answer = call.send().await;
+        answers.push((answer.status, answer.error().to_owned()));
+    }
+    assert_eq!(answers[0].0, 200);
+    assert_eq!(answers[1], (404, "connection_unknown".to_owned()));
+    assert_eq!(answers[1], answers[2]);
     assert_eq!(broker.calls(&connection(3)), 1, "any other allowed tenant");
 }
 

@@ -65,7 +65,6 @@ struct Found<'a> {
 
 /// Finds route, tenant and connection, or says what the request lacks.
 pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Target, ProxyError> {
-    refuse_method(&parts.method)?;
     let asked = asked(&parts.headers)?;
     let path_and_query = path_and_query(parts)?;
     let found = if let Some(provider) = asked.provider {
@@ -91,7 +90,7 @@ pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Ta
             addressing: Addressing::Prefix(prefix.into()),
         }
     } else if let Some(id) = asked.connection {
-        let (route, tenant) = by_connection(routes, id)?;
+        let (route, tenant) = by_connection(routes, tenants, id)?;
         Found {
             route,
             tenant,
@@ -115,7 +114,8 @@ pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Ta
     target(routes, tenants, &asked, found)
 }
 
-fn refuse_method(method: &Method) -> Result<(), ProxyError> {
+/// Comes first: a tunnel names the host it wants where other requests name ours.
+pub fn refuse_method(method: &Method) -> Result<(), ProxyError> {
     // Methods are case-sensitive (RFC 9110 section 9.1), yet servers exist that take `trace`.
     let is = |name: &str| method.as_str().eq_ignore_ascii_case(name);
     let why = if is("CONNECT") {
@@ -184,7 +184,7 @@ fn path_and_query(parts: &Parts) -> Result<PathAndQuery, ProxyError> {
     match parts.uri.path_and_query() {
         Some(target) if target.as_str().starts_with('/') => Ok(target.clone()),
         Some(target) if target.as_str().starts_with('?') => {
-            PathAndQuery::try_from(format!("/{target}"))
+            PathAndQuery::try_from(format!("/{}", target.as_str()))
                 .map_err(|_| bad_request("the target is not a path"))
         }
         None if parts.uri.scheme().is_some() => Ok(PathAndQuery::from_static("/")),
@@ -242,16 +242,22 @@ fn by_provider<'a>(routes: &'a RouteSet, provider: &str) -> Result<&'a Arc<Route
     })
 }
 
-fn by_connection(
-    routes: &RouteSet,
+fn by_connection<'a>(
+    routes: &'a RouteSet,
+    tenants: &Tenants,
     id: ConnectionId,
-) -> Result<(&Arc<Route>, Option<&str>), ProxyError> {
-    let (route, tenant) = routes.matcher.by_connection(id).unzip();
-    let route = served(route, || {
+) -> Result<(&'a Arc<Route>, Option<&'a str>), ProxyError> {
+    let unknown = || {
         let detail = "no route of this sidecar uses the connection";
         ProxyError::new(Code::ConnectionUnknown, detail)
-    })?;
-    Ok((route, tenant.flatten()))
+    };
+    let (route, tenant) = routes.matcher.by_connection(id).unzip();
+    let (route, tenant) = (served(route, unknown)?, tenant.flatten());
+    // Whoever guesses ids does not learn which ones other tenants have.
+    if tenant.is_some_and(|tenant| !tenants.allow(routes, route, tenant)) {
+        return Err(unknown());
+    }
+    Ok((route, tenant))
 }
 
 fn by_host<'a>(
@@ -629,6 +635,19 @@ mod tests {
                 "{name}: {value}"
             );
         }
+    }
+
+    #[test]
+    fn an_absolute_target_without_a_path_is_the_root() {
+        for (target, expected) in [
+            ("http://h.example", "/"),
+            ("http://h.example?x=1", "/?x=1"),
+            ("http://h.example/", "/"),
+        ] {
+            let found = path_and_query(&parts(http::Request::get(target))).unwrap();
+            assert_eq!(found.as_str(), expected, "{target}");
+        }
+        assert!(path_and_query(&parts(http::Request::options("*"))).is_err());
     }
 
     #[test]
