@@ -21,7 +21,7 @@ use crate::drain;
 use crate::limiter::RateLimiter;
 use crate::metrics::{Metrics, Reading};
 use crate::proxy::Proxy;
-use crate::proxy::resolve::BrowserGuard;
+use crate::proxy::guard::BrowserGuard;
 use crate::proxy::streams::Streams;
 use crate::ready::Readiness;
 use crate::record::Recorder;

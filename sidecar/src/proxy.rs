@@ -3,6 +3,8 @@
 //! Every step is one file; this one says in which order they happen and what passes between them.
 
 pub mod body;
+pub mod buffer;
+pub mod guard;
 pub mod headers;
 pub mod links;
 pub mod resolve;
@@ -13,36 +15,33 @@ pub mod streams;
 use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use bytes::{Bytes, BytesMut};
 use http::header::{CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
-use http_body_util::BodyExt;
-use hyper::body::{Body, Incoming};
+use hyper::body::Incoming;
 use nexus_crds::access::AccessRequest;
 use nexus_crds::path;
 use tokio::time::{Instant, timeout};
 
 use self::body::{ContinueGate, Expectation, Progress, RequestBody};
-use self::resolve::{BrowserGuard, Target};
+use self::guard::BrowserGuard;
+use self::resolve::Target;
 use self::respond::{AgentBody, Answer, Unwanted};
 use self::streams::{Owner, Streams};
 use crate::credential::cache::CredentialCache;
 use crate::credential::{BodyMode, Credential, QueryPair};
 use crate::error::{Code, ProxyError, is_grpc};
 use crate::limiter::RateLimiter;
-use crate::record::{Record, Recorder, chain};
+use crate::record::{Record, Recorder};
 use crate::routes::{Route, SharedRoutes, Tenants};
 use crate::server::activity::InFlight;
 use crate::sign::{SignInput, sign};
 use crate::upstream::{SendError, UpstreamBody};
 
-/// Signed bodies held in memory by the whole process, in bytes.
-const SIGNED_BYTES: u64 = 64 * 1024 * 1024;
 /// How long a body that the agent announced with `Expect: 100-continue` is held back.
 const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -224,7 +223,7 @@ impl Proxy {
                 // They are not part of what is signed and do not survive the buffer.
                 parts.headers.remove(TRAILER);
                 Signed {
-                    body: self.buffer(body, route).await?,
+                    body: buffer::read(body, &self.signed, &route.compiled).await?,
                     progress: None,
                     expectation: None,
                 }
@@ -251,50 +250,6 @@ impl Proxy {
         }
         parts.uri = outgoing.uri(&instructions.query)?;
         Ok(signed)
-    }
-
-    async fn buffer(&self, mut body: Incoming, route: &Route) -> Result<RequestBody, ProxyError> {
-        let limit = route.compiled.limits.max_signed_body_bytes;
-        let too_large = || {
-            ProxyError::new(
-                Code::BodyTooLarge,
-                format!(
-                    "the credential signs the body, which may be at most {limit} bytes (limits.maxSignedBodyBytes)"
-                ),
-            )
-        };
-        if body.size_hint().lower() > limit {
-            return Err(too_large());
-        }
-        if body.is_end_stream() {
-            return Ok(RequestBody::Empty);
-        }
-        let mut held = SignedBytes {
-            budget: Arc::clone(&self.signed),
-            bytes: 0,
-        };
-        let mut collected = BytesMut::new();
-        while let Some(frame) = within(route.compiled.timeouts.idle, body.frame()).await? {
-            let frame = frame.map_err(|error| {
-                ProxyError::new(
-                    Code::BadRequest,
-                    "the request body broke off or is malformed",
-                )
-                .internal(chain(&error))
-            })?;
-            let Ok(data) = frame.into_data() else {
-                continue;
-            };
-            if (collected.len() + data.len()) as u64 > limit {
-                return Err(too_large());
-            }
-            held.take(data.len() as u64)?;
-            collected.extend_from_slice(&data);
-        }
-        Ok(RequestBody::Full(Some(Bytes::from_owner(HeldBytes {
-            bytes: collected,
-            _held: held,
-        }))))
     }
 }
 
@@ -476,23 +431,6 @@ fn settle_framing(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     Ok(())
 }
 
-/// The next piece of a body that is read before anything is sent; an agent that goes silent must not hold its share of
-/// the memory for ever.
-async fn within<T>(
-    idle: Option<Duration>,
-    piece: impl Future<Output = T>,
-) -> Result<T, ProxyError> {
-    let Some(idle) = idle else {
-        return Ok(piece.await);
-    };
-    timeout(idle, piece).await.map_err(|_| {
-        ProxyError::new(
-            Code::BadRequest,
-            "no more of the request body came within the route's timeouts.idle",
-        )
-    })
-}
-
 fn is_websocket(headers: &HeaderMap) -> bool {
     headers
         .get_all(UPGRADE)
@@ -503,44 +441,6 @@ fn is_websocket(headers: &HeaderMap) -> bool {
                 .split(',')
                 .any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
         })
-}
-
-/// A share of the memory for signed bodies, given back on drop.
-struct SignedBytes {
-    budget: Arc<AtomicU64>,
-    bytes: u64,
-}
-
-impl SignedBytes {
-    fn take(&mut self, bytes: u64) -> Result<(), ProxyError> {
-        self.bytes += bytes;
-        if self.budget.fetch_add(bytes, Ordering::Relaxed) + bytes > SIGNED_BYTES {
-            return Err(ProxyError::new(
-                Code::Overloaded,
-                "too many bodies are being signed at once; try again",
-            )
-            .retry_after(Duration::from_secs(1)));
-        }
-        Ok(())
-    }
-}
-
-impl Drop for SignedBytes {
-    fn drop(&mut self) {
-        self.budget.fetch_sub(self.bytes, Ordering::Relaxed);
-    }
-}
-
-/// Bytes that hold their share until the last reference is gone.
-struct HeldBytes {
-    bytes: BytesMut,
-    _held: SignedBytes,
-}
-
-impl AsRef<[u8]> for HeldBytes {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
-    }
 }
 
 #[cfg(test)]
@@ -556,14 +456,6 @@ mod tests {
         }
         let settled = settle_framing(&mut headers).is_ok();
         (settled, headers.contains_key(CONTENT_LENGTH))
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_body_that_is_read_first_may_not_go_silent() {
-        let idle = Some(Duration::from_secs(1));
-        assert_eq!(within(idle, async { 7 }).await.unwrap(), 7);
-        let silent = within(idle, std::future::pending::<()>()).await;
-        assert_eq!(silent.unwrap_err().code, Code::BadRequest);
     }
 
     #[test]
