@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::grants::{ClusterGrants, ConnectionGrant, InlineUpstreams};
-use crate::matcher::Matcher;
+use crate::matcher::{LoadError, Matcher};
 
 const ID_1: &str = "11111111-1111-4111-8111-111111111111";
 const ID_2: &str = "22222222-2222-4222-8222-222222222222";
@@ -139,7 +139,7 @@ fn a_provider_fills_in_what_a_route_does_not_say() {
 
 #[test]
 fn a_route_in_warn_mode_does_not_lift_what_its_provider_denies() {
-    let modes = |provider_access: serde_json::Value| {
+    let modes = |provider_access: Value| {
         let github = provider(
             "p",
             json!({"upstream": {"url": "https://h.example"}, "access": provider_access}),
@@ -264,7 +264,7 @@ fn what_was_accepted_loads() {
     let compiled = local(&routes, &[]);
     let wire = compiled.tables["agents"].encode().unwrap();
     let table = RouteTable::decode(wire.as_bytes()).unwrap();
-    let matcher = Matcher::load(&table, Ok::<_, crate::matcher::LoadError>).unwrap();
+    let matcher = Matcher::load(&table, Ok::<_, LoadError>).unwrap();
     assert_eq!(matcher.routes().len(), 2);
 }
 
