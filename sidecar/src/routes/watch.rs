@@ -384,10 +384,10 @@ mod tests {
             let event = notify::Event::new(EventKind::Any).add_path(path.into());
             concerns(&event, &names)
         };
-        assert!(concern("/home/me/routes.yaml"));
+        assert!(concern("/etc/nexus/routes.yaml"));
         assert!(concern("/etc/routes.yaml/a.yaml"), "it may be a directory");
         assert!(concern("/etc/nexus/..data"));
-        assert!(!concern("/home/me/notes.txt"));
+        assert!(!concern("/etc/nexus/notes.txt"));
     }
 
     #[test]
