@@ -45,7 +45,7 @@ impl Stage {
                 "allowInsecure": true,
                 "allowPrivateAddresses": true,
             },
-            "connections": [{"connectionId": connection(1)}],
+            "connections": [{"id": connection(1)}],
         }))
         .unwrap()
     }
