@@ -20,6 +20,7 @@ pub mod clients;
 pub mod raw;
 pub mod route;
 pub mod scene;
+pub mod script;
 pub mod sidecar;
 pub mod tls;
 pub mod upstream;

@@ -194,3 +194,28 @@ impl Drop for UnderWay<'_> {
 fn has_hung_up(socket: &TcpStream) -> bool {
     !matches!(socket.peek(&mut [0]), Err(error) if error.kind() == ErrorKind::WouldBlock)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn a_peer_that_closed_or_reset_has_hung_up() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let pair = || {
+            let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (server, _) = listener.accept().unwrap();
+            server.set_nonblocking(true).unwrap();
+            (client, server)
+        };
+        let (client, server) = pair();
+        assert!(!has_hung_up(&server));
+        drop(client);
+        assert!(has_hung_up(&server));
+        let (client, server) = pair();
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(has_hung_up(&server));
+    }
+}
