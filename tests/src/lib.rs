@@ -17,6 +17,7 @@ pub mod agent;
 pub mod broker;
 pub mod canary;
 pub mod clients;
+pub mod guarded;
 pub mod raw;
 pub mod route;
 pub mod scene;

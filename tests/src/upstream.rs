@@ -125,8 +125,10 @@ impl Refusal {
     }
 }
 
+type Judge = dyn Fn(&Seen) -> Option<Refusal> + Send + Sync;
+
 #[derive(Clone)]
-struct Gate(Arc<dyn Fn(&Seen) -> Option<Refusal> + Send + Sync>);
+struct Gate(Arc<Judge>);
 
 impl fmt::Debug for Gate {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
