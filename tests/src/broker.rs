@@ -24,6 +24,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rustls::server::ServerConfig;
 use tokio::task::JoinHandle;
@@ -208,6 +209,11 @@ impl Broker {
         self.state.with(id, |c| c.max_in_flight)
     }
 
+    /// The most calls of all connections together that were under way at once.
+    pub fn max_in_flight_of_all(&self) -> usize {
+        self.state.max_in_flight()
+    }
+
     /// Every token that was stored for a connection.
     pub fn history(&self, id: &str) -> Vec<Issued> {
         self.account(id, |account| account.history.clone())
@@ -226,6 +232,15 @@ impl Broker {
     /// What is known of a token that somebody received.
     pub fn issued(&self, token: &str) -> Option<Issued> {
         self.state.issued(token)
+    }
+
+    /// When a token of the same connection that is newer than this one was first delivered.
+    pub fn newer_delivered(&self, token: &str) -> Option<Instant> {
+        let issued = self.issued(token)?;
+        self.account(&issued.connection, |account| {
+            let newer = &account.history[issued.number + 1..];
+            newer.iter().filter_map(|issued| issued.delivered).min()
+        })
     }
 
     fn account<T>(&self, id: &str, act: impl FnOnce(&mut Account) -> T) -> T {

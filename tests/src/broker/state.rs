@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::io::ErrorKind;
 use std::net::TcpStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -43,6 +44,7 @@ pub(super) struct State {
     /// The outage that the listener has taken note of; nothing before the first.
     pub(super) seen_outage: watch::Sender<Option<Outage>>,
     connections: Mutex<HashMap<String, Connection>>,
+    max_in_flight: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +62,12 @@ pub(super) struct Connection {
 impl Connection {
     pub(super) fn count(&self, refresh: bool) -> usize {
         self.calls.iter().filter(|c| c.refresh == refresh).count()
+    }
+
+    /// Calls under way. A caller that has hung up is not waiting any more, even if its handler has not noticed yet.
+    fn in_flight(&mut self) -> usize {
+        self.under_way.retain(|socket| !has_hung_up(socket));
+        self.under_way.len()
     }
 
     fn scripted(&mut self, refresh: bool) -> Option<Answer> {
@@ -110,6 +118,7 @@ impl State {
             outage: watch::Sender::default(),
             seen_outage: watch::Sender::default(),
             connections: Mutex::default(),
+            max_in_flight: AtomicUsize::new(0),
         }
     }
 
@@ -119,6 +128,16 @@ impl State {
             connections.insert(id.to_owned(), Connection::default());
         }
         act(connections.get_mut(id).expect("it was just put there"))
+    }
+
+    pub(super) fn max_in_flight(&self) -> usize {
+        self.max_in_flight.load(Ordering::SeqCst)
+    }
+
+    fn count_in_flight(&self) {
+        let mut connections = self.connections.lock().unwrap();
+        let now = connections.values_mut().map(Connection::in_flight).sum();
+        self.max_in_flight.fetch_max(now, Ordering::SeqCst);
     }
 
     /// Waits until the listener acts by this outage.
@@ -171,11 +190,10 @@ impl<'a> UnderWay<'a> {
     pub(super) fn enter(state: &'a State, id: &'a str, call: Call, socket: Arc<TcpStream>) -> Self {
         state.with(id, |c| {
             c.calls.push(call);
-            // A caller that has hung up is not waiting any more, even if its handler has not noticed yet.
-            c.under_way.retain(|other| !has_hung_up(other));
             c.under_way.push(Arc::clone(&socket));
-            c.max_in_flight = c.max_in_flight.max(c.under_way.len());
+            c.max_in_flight = c.max_in_flight.max(c.in_flight());
         });
+        state.count_in_flight();
         Self { state, id, socket }
     }
 }
