@@ -153,9 +153,9 @@ impl FetchError {
                 500 => code.as_deref() == Some("unsupported_auth_type"),
                 _ => false,
             },
-            // A provider that answers 200 with an error: the broker has stored that in place of the refresh token.
-            Self::Payload(_) => true,
-            Self::Unreachable(_)
+            // A 200 without a token may hide an outage, or a provider that answers so and will not answer otherwise.
+            Self::Payload(_)
+            | Self::Unreachable(_)
             | Self::TimedOut
             | Self::TooLarge
             | Self::Busy
@@ -167,7 +167,7 @@ impl FetchError {
     /// As the failure of a refresh, for the metrics.
     pub fn refresh_code(&self) -> Code {
         match self {
-            Self::Answer(Answer { status: 400, .. }) | Self::Payload(_) => Code::CredentialInvalid,
+            Self::Answer(Answer { status: 400, .. }) => Code::CredentialInvalid,
             Self::Answer(Answer { status: 500, .. }) if self.denies_refresh() => {
                 Code::CredentialInvalid
             }
