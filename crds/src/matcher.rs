@@ -194,6 +194,13 @@ impl Default for Replay {
     }
 }
 
+impl Replay {
+    /// Whether a request with this method may be sent again.
+    pub fn allows(&self, method: &Method) -> bool {
+        self.methods.is_empty() || self.methods.contains(method)
+    }
+}
+
 /// What is done to answers.
 #[derive(Clone, Debug, Default)]
 pub struct ResponseRules {

@@ -3,7 +3,6 @@
 use std::io::Write;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -102,13 +101,19 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         forbidden: control.address().into_iter().collect(),
         ..UpstreamSettings::default()
     });
-    let credentials = CredentialCache::new(Arc::new(control), cache, Arc::clone(&metrics));
     let shared: SharedRoutes = Arc::new(ArcSwapOption::empty());
     let recorder = Arc::new(Recorder::new(
         serve.access_log,
         AccessWriter::stdout()?,
         Arc::clone(&metrics),
     ));
+    let audit = Arc::clone(&recorder);
+    let credentials = CredentialCache::new(
+        control,
+        cache,
+        Arc::clone(&metrics),
+        Box::new(move |connection, outcome| audit.forced_refresh(connection, outcome)),
+    );
     let streams = Arc::new(Streams::default());
     let reloader = Reloader {
         source: routes,
@@ -131,7 +136,8 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         started: Instant::now(),
         recorder: Arc::clone(&recorder),
         guard: BrowserGuard::new(&serve.allowed_host),
-        signed: Arc::new(AtomicU64::new(0)),
+        signed: Arc::default(),
+        replays: Arc::default(),
     };
     observe(&metrics, &recorder, &credentials);
     Ok(Bound {

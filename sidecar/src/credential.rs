@@ -6,8 +6,10 @@
 
 pub mod cache;
 pub mod client;
+pub mod clock;
 pub mod expiry;
 pub mod payload;
+pub mod refresh;
 pub mod status;
 
 #[cfg(test)]
@@ -165,6 +167,17 @@ impl Credential {
         self.usable_until.is_none_or(|until| now < until)
     }
 
+    /// For how much longer it is usable; `None` if nothing says that it ends.
+    pub fn usable_for(&self, now: SystemTime) -> Option<Duration> {
+        let until = self.usable_until?;
+        Some(until.duration_since(now).unwrap_or_default())
+    }
+
+    /// True if both put the same secrets on a request.
+    pub fn has_same_value(&self, other: &Self) -> bool {
+        self.secrets == other.secrets
+    }
+
     /// The secret values as raw bytes, for finding them in answers: never a user name, an access key id or a
     /// prefix. For `basic_auth` the pair `user:password` is among them.
     pub fn secrets(&self) -> impl Iterator<Item = &[u8]> {
@@ -209,7 +222,7 @@ impl Credential {
     /// Counts a relative expiry from when `earlier` was obtained, if it has the same value. `expires_in` is the
     /// life at issue, so reading the same token again does not prolong it.
     pub fn keep_first_sight(&mut self, earlier: &Self) {
-        if self.lifetime.is_some() && self.secrets == earlier.secrets {
+        if self.lifetime.is_some() && self.has_same_value(earlier) {
             self.obtained_at = earlier.obtained_at;
             self.set_expiry();
         }

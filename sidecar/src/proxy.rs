@@ -1,4 +1,4 @@
-//! One request, step by step: resolve, authorise, credential, prepare, sign, forward, respond, record.
+//! One request, step by step: resolve, authorise, credential, prepare, sign, forward, recover, respond, record.
 //!
 //! Every step is one file; this one says in which order they happen and what passes between them.
 
@@ -7,6 +7,8 @@ pub mod buffer;
 pub mod guard;
 pub mod headers;
 pub mod links;
+pub mod payload;
+pub mod replay;
 pub mod resolve;
 pub mod respond;
 pub mod scrub;
@@ -18,32 +20,31 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use http::header::{CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE};
+use http::header::{CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
 use hyper::body::Incoming;
 use nexus_crds::access::AccessRequest;
 use nexus_crds::path;
 use tokio::time::{Instant, timeout};
 
-use self::body::{ContinueGate, Expectation, Progress, RequestBody};
+use self::body::RequestBody;
 use self::guard::BrowserGuard;
+use self::payload::Payload;
 use self::resolve::Target;
 use self::respond::{AgentBody, Answer, Unwanted};
 use self::streams::{Owner, Streams};
 use crate::credential::cache::CredentialCache;
+use crate::credential::clock::Moment;
 use crate::credential::{BodyMode, Credential, QueryPair};
 use crate::error::{Code, ProxyError, is_grpc};
 use crate::limiter::RateLimiter;
 use crate::record::{Record, Recorder};
 use crate::routes::{Route, SharedRoutes, Tenants};
 use crate::server::activity::InFlight;
-use crate::sign::{SignInput, sign};
+use crate::sign::{self, SignInput};
 use crate::upstream::{SendError, UpstreamBody};
-
-/// How long a body that the agent announced with `Expect: 100-continue` is held back.
-const CONTINUE_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What every request of the process shares.
 pub struct Proxy {
@@ -65,6 +66,8 @@ pub struct Proxy {
     pub started: std::time::Instant,
     /// Bytes of signed bodies in memory.
     pub signed: Arc<AtomicU64>,
+    /// Bytes of bodies that may be sent again in memory.
+    pub replays: Arc<AtomicU64>,
 }
 
 impl Proxy {
@@ -108,18 +111,39 @@ impl Proxy {
         // The rules judge what is sent, and what `Connection` names is not.
         headers::remove_connection_named(&mut parts.headers);
         self.authorise(&parts, &target)?;
-        let credential = self.credential(&target).await?;
-        let outgoing = prepare(&mut parts, &target, &credential)?;
-        let signed = self
-            .sign(&mut parts, outgoing, body, &route, &credential)
+        let mut credential = self.credential(&target).await?;
+        let mut outgoing = Outgoing::new(parts, &target)?;
+        outgoing.prepare(&route, &credential)?;
+        let mut payload = self
+            .payload(&mut outgoing, body, &route, &credential)
             .await?;
-        let sent = parts
-            .uri
-            .path_and_query()
-            .cloned()
-            .unwrap_or_else(|| PathAndQuery::from_static("/"));
-        let expectation = signed.expectation.clone();
-        let response = forward(&route, parts, signed, deadline).await?;
+
+        let mut recovery = Recovery::default();
+        let (response, sent) = loop {
+            let again = payload.may_be_sent_again().then(|| outgoing.clone());
+            let request = sign(outgoing, payload.take(), &route, &credential)?;
+            let sent = request.uri().path_and_query().cloned();
+            let result = forward(&route, request, &payload, deadline).await;
+            let step = self.recover(&mut recovery, result, &target, &credential, again);
+            match step.await? {
+                Recovered::Answer(response) => break (response, sent),
+                Recovered::Again {
+                    request,
+                    credential: next,
+                    answer,
+                } => {
+                    if payload.rewind(&route, &next).await {
+                        (outgoing, credential) = (request, next);
+                        outgoing.prepare(&route, &credential)?;
+                        continue;
+                    }
+                    // The body has outgrown its buffer in the meantime.
+                    break (answer.map_err(ProxyError::from)?, sent);
+                }
+            }
+        };
+        payload.discard();
+        let expectation = payload.expectation().cloned();
 
         Ok(Answer {
             response,
@@ -137,7 +161,7 @@ impl Proxy {
                     expectation,
                     closes: version < http::Version::HTTP_2,
                 }),
-            sent,
+            sent: sent.unwrap_or_else(|| PathAndQuery::from_static("/")),
             deadline,
             route,
         })
@@ -199,7 +223,7 @@ impl Proxy {
     /// Step 3.
     async fn credential(&self, target: &Target) -> Result<Arc<Credential>, ProxyError> {
         let key = target.route.credential_key(target.connection);
-        if let Some(credential) = self.credentials.cached(&key, SystemTime::now()) {
+        if let Some(credential) = self.credentials.cached(&key, Moment::now()) {
             return Ok(credential);
         }
         self.credentials
@@ -207,156 +231,234 @@ impl Proxy {
             .await
     }
 
-    /// Step 5. Buffers the body only for schemes that hash it.
-    async fn sign(
+    /// The body, read first only for schemes that hash it.
+    async fn payload(
         &self,
-        parts: &mut Parts,
-        outgoing: Outgoing,
+        outgoing: &mut Outgoing,
         body: Incoming,
         route: &Arc<Route>,
         credential: &Arc<Credential>,
-    ) -> Result<Signed, ProxyError> {
-        let signed = match credential.body_mode(&parts.headers) {
-            BodyMode::Stream => Signed::stream(&parts.headers, body, route, credential),
-            BodyMode::Buffer => {
-                parts.headers.remove(EXPECT);
-                // They are not part of what is signed and do not survive the buffer.
-                parts.headers.remove(TRAILER);
-                Signed {
-                    body: buffer::read(body, &self.signed, &route.compiled).await?,
-                    progress: None,
-                    expectation: None,
-                }
+    ) -> Result<Payload, ProxyError> {
+        let again = route.compiled.replay.allows(&outgoing.method);
+        match credential.body_mode(&outgoing.headers) {
+            BodyMode::Stream => {
+                let replays = again.then_some(&self.replays);
+                let headers = &outgoing.headers;
+                Ok(Payload::stream(headers, body, replays, route, credential))
             }
-        };
-        let buffered = match &signed.body {
-            RequestBody::Full(bytes) => bytes.as_deref(),
-            RequestBody::Empty => Some(&[][..]),
-            RequestBody::Stream(_) => None,
-        };
-        let input = SignInput {
-            method: &parts.method,
-            path_and_query: outgoing.path_and_query(),
-            headers: &parts.headers,
-            host: &route.compiled.upstream.authority,
-            tls: route.compiled.upstream.tls,
-            body: buffered,
-            now: SystemTime::now(),
-            region_hint: None,
-        };
-        let instructions = sign(credential, &input)?;
-        for (name, value) in instructions.headers.iter() {
-            parts.headers.insert(name.clone(), value.clone());
+            BodyMode::Buffer => {
+                outgoing.headers.remove(EXPECT);
+                // They are not part of what is signed and do not survive the buffer.
+                outgoing.headers.remove(TRAILER);
+                let body = buffer::read(body, &self.signed, &route.compiled).await?;
+                Ok(Payload::buffered(body, again))
+            }
         }
-        parts.uri = outgoing.uri(&instructions.query)?;
-        Ok(signed)
+    }
+
+    /// Step 7. At most one replay after a rejected credential, and one after a connection that died while it was kept.
+    /// `request` is there if the request may be sent again.
+    async fn recover(
+        &self,
+        recovery: &mut Recovery,
+        result: Result<Response<UpstreamBody>, SendError>,
+        target: &Target,
+        credential: &Arc<Credential>,
+        request: Option<Outgoing>,
+    ) -> Result<Recovered, ProxyError> {
+        let route = &target.route;
+        let replay = &route.compiled.replay;
+        match result {
+            Err(error) => match request {
+                Some(request) if recovery.reconnects(&error, &request) => Ok(Recovered::Again {
+                    request,
+                    credential: Arc::clone(credential),
+                    answer: Err(error),
+                }),
+                Some(_) | None => Err(error.into()),
+            },
+            Ok(mut response) => {
+                settle(&mut response)?;
+                if !replay.on.contains(&response.status().as_u16()) || recovery.replayed {
+                    return Ok(Recovered::Answer(response));
+                }
+                let next = self
+                    .credentials
+                    .replace(
+                        route.credential_key(target.connection),
+                        target.connection,
+                        route.strategy.as_ref(),
+                        credential,
+                        wants_other_scope(response.headers()),
+                    )
+                    .await;
+                Ok(match (next, request) {
+                    (Some(next), Some(request)) => {
+                        recovery.replayed = true;
+                        Recovered::Again {
+                            request,
+                            credential: next,
+                            answer: Ok(response),
+                        }
+                    }
+                    (Some(_) | None, _) => Recovered::Answer(response),
+                })
+            }
+        }
     }
 }
 
-/// Step 4. Leaves in `parts.headers` exactly what is sent, and says which target.
-fn prepare(
-    parts: &mut Parts,
-    target: &Target,
-    credential: &Credential,
-) -> Result<Outgoing, ProxyError> {
-    let route = &target.route;
-    if parts.headers.contains_key(UPGRADE) && is_websocket(&parts.headers) {
-        return Err(ProxyError::new(
-            Code::UpgradeRefused,
-            "this version does not carry WebSockets",
-        ));
-    }
-    headers::prepare(&mut parts.headers, &route.compiled, &route.host, credential);
-    parts.version = http::Version::HTTP_11;
-    let target = &target.path_and_query;
-    let Some(query) = target.query() else {
-        return Ok(Outgoing(target.clone()));
-    };
-    match headers::prepare_query(query, credential.sets_query()) {
-        Cow::Borrowed(_) => Ok(Outgoing(target.clone())),
-        Cow::Owned(clean) => {
-            let separator = if clean.is_empty() { "" } else { "?" };
-            PathAndQuery::try_from(format!("{}{separator}{clean}", target.path()))
-                .map(Outgoing)
-                .map_err(|_| ProxyError::new(Code::BadRequest, "the query is not valid"))
-        }
-    }
+/// A request as it is sent, but for what the credential puts on it.
+#[derive(Clone)]
+struct Outgoing {
+    method: Method,
+    /// Path and query, without what the strategy adds to the query.
+    target: PathAndQuery,
+    headers: HeaderMap,
 }
-
-/// Path and query as they are sent, without what the strategy adds to the query.
-struct Outgoing(PathAndQuery);
 
 impl Outgoing {
-    fn path_and_query(&self) -> &str {
-        self.0.as_str()
-    }
-
-    fn uri(self, injected: &[QueryPair]) -> Result<Uri, ProxyError> {
-        let target = if injected.is_empty() {
-            self.0
-        } else {
-            let mut text = self.0.as_str().to_owned();
-            for pair in injected {
-                match text.find('?') {
-                    Some(mark) if mark + 1 == text.len() => {}
-                    Some(_) => text.push('&'),
-                    None => text.push('?'),
-                }
-                text.push_str(&pair.encoded);
-            }
-            PathAndQuery::try_from(text).map_err(|_| {
-                ProxyError::new(
-                    Code::CredentialInvalid,
-                    "the credential does not fit into a query",
-                )
-            })?
-        };
-        Ok(Uri::from(target))
-    }
-}
-
-/// A request body ready to send.
-struct Signed {
-    body: RequestBody,
-    progress: Option<Arc<Progress>>,
-    /// Of a body that was announced with `Expect: 100-continue`.
-    expectation: Option<Arc<Expectation>>,
-}
-
-impl Signed {
-    fn stream(
-        headers: &HeaderMap,
-        body: Incoming,
-        route: &Arc<Route>,
-        credential: &Arc<Credential>,
-    ) -> Self {
-        let expects = headers
-            .get(EXPECT)
-            .is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
-        let expectation = expects.then(Arc::<Expectation>::default);
-        let gate = expectation
-            .clone()
-            .map(|expectation| ContinueGate::new(expectation, CONTINUE_PATIENCE));
-        let (body, progress) = RequestBody::stream(body, gate, route, credential);
-        Self {
-            body,
-            // An empty body cannot be asked for.
-            expectation: expectation.filter(|_| progress.is_some()),
-            progress,
+    fn new(parts: Parts, target: &Target) -> Result<Self, ProxyError> {
+        if parts.headers.contains_key(UPGRADE) && is_websocket(&parts.headers) {
+            return Err(ProxyError::new(
+                Code::UpgradeRefused,
+                "this version does not carry WebSockets",
+            ));
         }
+        Ok(Self {
+            method: parts.method,
+            target: target.path_and_query.clone(),
+            headers: parts.headers,
+        })
     }
+
+    /// Step 4. Leaves exactly what is sent. Doing it again, for another credential, only takes away more.
+    fn prepare(&mut self, route: &Route, credential: &Credential) -> Result<(), ProxyError> {
+        headers::prepare(&mut self.headers, &route.compiled, &route.host, credential);
+        let Some(query) = self.target.query() else {
+            return Ok(());
+        };
+        if let Cow::Owned(clean) = headers::prepare_query(query, credential.sets_query()) {
+            let separator = if clean.is_empty() { "" } else { "?" };
+            self.target =
+                PathAndQuery::try_from(format!("{}{separator}{clean}", self.target.path()))
+                    .map_err(|_| ProxyError::new(Code::BadRequest, "the query is not valid"))?;
+        }
+        Ok(())
+    }
+
+    fn uri(target: PathAndQuery, injected: &[QueryPair]) -> Result<Uri, ProxyError> {
+        if injected.is_empty() {
+            return Ok(Uri::from(target));
+        }
+        let mut text = target.as_str().to_owned();
+        for pair in injected {
+            match text.find('?') {
+                Some(mark) if mark + 1 == text.len() => {}
+                Some(_) => text.push('&'),
+                None => text.push('?'),
+            }
+            text.push_str(&pair.encoded);
+        }
+        PathAndQuery::try_from(text).map(Uri::from).map_err(|_| {
+            ProxyError::new(
+                Code::CredentialInvalid,
+                "the credential does not fit into a query",
+            )
+        })
+    }
+}
+
+/// Step 5.
+fn sign(
+    mut outgoing: Outgoing,
+    body: RequestBody,
+    route: &Route,
+    credential: &Credential,
+) -> Result<Request<RequestBody>, ProxyError> {
+    let buffered = match &body {
+        RequestBody::Full(bytes) => bytes.as_deref(),
+        RequestBody::Empty => Some(&[][..]),
+        RequestBody::Stream(_) => None,
+    };
+    let input = SignInput {
+        method: &outgoing.method,
+        path_and_query: outgoing.target.as_str(),
+        headers: &outgoing.headers,
+        host: &route.compiled.upstream.authority,
+        tls: route.compiled.upstream.tls,
+        body: buffered,
+        now: SystemTime::now(),
+        region_hint: None,
+    };
+    let instructions = sign::sign(credential, &input)?;
+    for (name, value) in instructions.headers.iter() {
+        outgoing.headers.insert(name.clone(), value.clone());
+    }
+    let mut request = Request::new(body);
+    *request.uri_mut() = Outgoing::uri(outgoing.target, &instructions.query)?;
+    *request.method_mut() = outgoing.method;
+    *request.headers_mut() = outgoing.headers;
+    Ok(request)
+}
+
+/// What was done already for a request that did not succeed.
+#[derive(Default)]
+struct Recovery {
+    reconnected: bool,
+    replayed: bool,
+}
+
+impl Recovery {
+    /// Whether the request goes out once more after its connection broke. Only what is idempotent does where the
+    /// upstream may have acted on it (RFC 9110 section 9.2.2).
+    fn reconnects(&mut self, error: &SendError, request: &Outgoing) -> bool {
+        let again = !self.reconnected
+            && error.may_be_repeated()
+            && (error.is_unprocessed() || is_idempotent(request));
+        self.reconnected |= again;
+        again
+    }
+}
+
+/// What becomes of an attempt.
+enum Recovered {
+    /// This goes to the agent.
+    Answer(Response<UpstreamBody>),
+    /// The request goes out again; `answer` is what there is if it cannot.
+    Again {
+        request: Outgoing,
+        credential: Arc<Credential>,
+        answer: Result<Response<UpstreamBody>, SendError>,
+    },
+}
+
+fn is_idempotent(request: &Outgoing) -> bool {
+    // The header says so of the others (draft-ietf-httpapi-idempotency-key-header).
+    request.method.is_idempotent()
+        || request.headers.contains_key("idempotency-key")
+        || request.headers.contains_key("x-idempotency-key")
+}
+
+/// RFC 6750 section 3.1.
+fn wants_other_scope(headers: &HeaderMap) -> bool {
+    headers.get_all(WWW_AUTHENTICATE).iter().any(|challenge| {
+        let challenge = challenge.as_bytes();
+        challenge
+            .windows(b"insufficient_scope".len())
+            .any(|part| part.eq_ignore_ascii_case(b"insufficient_scope"))
+    })
 }
 
 /// Step 6. Waits for the answer's head; the time starts anew as long as the upload makes progress.
 async fn forward(
     route: &Route,
-    parts: Parts,
-    signed: Signed,
+    mut request: Request<RequestBody>,
+    payload: &Payload,
     deadline: Option<Instant>,
-) -> Result<Response<UpstreamBody>, ProxyError> {
+) -> Result<Response<UpstreamBody>, SendError> {
     let timeouts = &route.compiled.timeouts;
-    let mut request = Request::from_parts(parts, signed.body);
-    if let Some(expectation) = signed.expectation {
+    if let Some(expectation) = payload.expectation().cloned() {
         hyper::ext::on_informational(&mut request, move |answer| {
             if answer.status() == StatusCode::CONTINUE {
                 expectation.asked();
@@ -373,45 +475,31 @@ async fn forward(
             (Some(limit), Some(left)) => limit.min(left),
             (Some(limit), None) => limit,
             (None, Some(left)) => left,
-            (None, None) => return answered(send.await),
+            (None, None) => return send.await,
         };
         if let Ok(result) = timeout(wait, &mut send).await {
-            return answered(result);
+            return result;
         }
-        let late = deadline.is_some_and(|deadline| deadline <= Instant::now());
-        let uploaded = signed
-            .progress
-            .as_ref()
-            .map_or(0, |progress| progress.bytes());
-        let uploading = signed
-            .progress
-            .as_ref()
-            .is_some_and(|progress| !progress.finished());
-        if late || !uploading || uploaded == taken {
-            let name = if late {
-                "timeouts.request"
-            } else {
-                "timeouts.responseHeader"
-            };
-            let detail = format!("the upstream did not answer within the route's {name}");
-            return Err(ProxyError::new(Code::UpstreamTimeout, detail));
+        if deadline.is_some_and(|deadline| deadline <= Instant::now()) {
+            return Err(SendError::Late("timeouts.request"));
+        }
+        let (uploading, uploaded) = payload.progress();
+        if !uploading || uploaded == taken {
+            return Err(SendError::Late("timeouts.responseHeader"));
         }
         taken = uploaded;
     }
 }
 
-fn answered(
-    result: Result<Response<UpstreamBody>, SendError>,
-) -> Result<Response<UpstreamBody>, ProxyError> {
-    let mut response = result.map_err(ProxyError::from)?;
+/// Refuses what is no answer to pass on.
+fn settle(response: &mut Response<UpstreamBody>) -> Result<(), ProxyError> {
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return Err(ProxyError::new(
             Code::UpstreamUnreachable,
             "the upstream switched protocols without being asked to",
         ));
     }
-    settle_framing(response.headers_mut())?;
-    Ok(response)
+    settle_framing(response.headers_mut())
 }
 
 /// `Transfer-Encoding` overrides `Content-Length` (RFC 9112 section 6.3), which would frame the answer to the agent

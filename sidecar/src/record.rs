@@ -13,6 +13,7 @@ use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Method, StatusCode};
 use jiff::Timestamp;
+use nexus_crds::names::ConnectionId;
 use serde::Serialize;
 
 use crate::args::AccessLog;
@@ -82,6 +83,20 @@ impl Recorder {
             revision,
             hash,
             routes,
+        };
+        self.writer
+            .line(Priority::Audit, |buffer| json(buffer, &line));
+    }
+
+    /// A credential was refreshed because an upstream rejected it: an audit event. An agent can provoke these.
+    pub fn forced_refresh(&self, connection: ConnectionId, outcome: Result<(), Code>) {
+        self.metrics.audit(AuditEvent::ForcedRefresh);
+        let line = RefreshLine {
+            kind: "audit",
+            event: AuditEvent::ForcedRefresh.label(),
+            time: Timestamp::now(),
+            connection: connection.to_string(),
+            error: outcome.err().map(|code| code.class().code),
         };
         self.writer
             .line(Priority::Audit, |buffer| json(buffer, &line));
@@ -246,6 +261,17 @@ struct TableLine<'a> {
     revision: u64,
     hash: &'a str,
     routes: usize,
+}
+
+#[derive(Serialize)]
+struct RefreshLine {
+    #[serde(rename = "type")]
+    kind: &'static str,
+    event: &'static str,
+    time: Timestamp,
+    connection: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<&'static str>,
 }
 
 impl Drop for Record {

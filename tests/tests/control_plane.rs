@@ -22,7 +22,7 @@ use serde_json::json;
 
 /// One sidecar whose routes are as many as there are answers to try, so that no answer waits for another's hold.
 struct Rows {
-    _broker: Broker,
+    broker: Broker,
     upstream: Upstream,
     sidecar: Sidecar,
 }
@@ -38,7 +38,7 @@ impl Rows {
             builder = builder.route(&route.connection(&connection(number)));
         }
         Self {
-            _broker: broker,
+            broker,
             upstream,
             sidecar: builder.start().await,
         }
@@ -351,6 +351,9 @@ async fn a_credential_past_its_expiry_is_never_sent() {
     )));
     let count = answers.len();
     let scene = Rows::start(Front::Gateway, answers).await;
+    // The last one brought a refresh token, which would help.
+    let denied = Answer::status(400, "no_refresh_token");
+    scene.broker.set_refresh(&connection(3), denied);
     for row in 0..count {
         let answer = scene.ask(row).await;
         assert_eq!(
@@ -365,14 +368,17 @@ async fn a_credential_past_its_expiry_is_never_sent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_credential_is_used_until_it_expires_and_then_fetched_anew() {
-    let soon = nexus_tests::upstream::now_micros() / 1_000_000 + 4;
     let answer = |token: &str, expires_at: u64| {
         Answer::credential(
             json!({"type": "oauth2"}),
             json!({"access_token": token, "expires_at": expires_at}),
         )
     };
-    let scene = Scene::answering(answer("first-of-two-tokens", soon)).await;
+    let scene = Scene::answering(Answer::status(404, "not yet asked for")).await;
+    let soon = nexus_tests::upstream::now_micros() / 1_000_000 + 6;
+    scene
+        .broker
+        .set(&Scene::id(), answer("first-of-two-tokens", soon));
     assert_eq!(scene.get("/").send().await.status, 200);
     scene
         .broker

@@ -1,26 +1,40 @@
-//! Credentials by connection and strategy: a key comes in, a usable credential or the one error of its fetch
-//! comes out. The proxy asks [`CredentialCache::cached`] first and [`CredentialCache::get`] when that is empty.
+//! Credentials by connection and strategy: a key comes in, a usable credential or the one error of its flight
+//! comes out. The proxy asks [`CredentialCache::cached`] first and [`CredentialCache::get`] when that is empty;
+//! [`CredentialCache::replace`] when an upstream has rejected one.
 //!
-//! One fetch per key runs at a time, as a task of its own: a caller that goes away neither causes a second call
-//! nor an error for the others. A credential is never handed out at or after its expiry.
+//! One flight per key runs at a time, as a task of its own: a caller that goes away neither causes a second call
+//! nor an error for the others. Of one connection there is one call at a time, whatever the keys. A credential is
+//! never handed out at or after its expiry; it is renewed ahead of it while requests go on with the valid one.
 
+mod gate;
+mod renewal;
 mod slot;
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use nexus_crds::matcher::Connection;
+use nexus_crds::names::ConnectionId;
 use nexus_crds::strategy::StrategySpec;
 use quick_cache::sync::Cache;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
 
 use super::Credential;
 use super::client::ControlPlane;
+use super::clock::{Moment, Now};
+use super::refresh::RefreshSettings;
 use super::status::FetchError;
 use crate::error::{Code, ProxyError};
-use crate::metrics::{ControlCall, Metrics};
-use slot::{Entry, Slot};
+use crate::metrics::Metrics;
+use gate::Gate;
+use renewal::Cause;
+use slot::{Entry, Gates, Settled, Slot};
 
 /// Sizes and times of the cache.
 #[derive(Clone, Debug)]
@@ -33,12 +47,14 @@ pub struct CacheSettings {
     pub negative: Duration,
     /// The same where a person has to act. 30 seconds.
     pub attention: Duration,
-    /// First pause after an outage; doubles from failure to failure, with jitter. 1 second.
+    /// Bound of the first pause after an outage; doubles from failure to failure. 1 second.
     pub backoff: Duration,
-    /// Longest pause after an outage. 30 seconds.
+    /// Longest bound of such a pause. 30 seconds.
     pub backoff_limit: Duration,
     /// An unknown connection that worked within this time counts as an outage. 1 hour.
     pub outage_window: Duration,
+    /// When credentials are renewed and refreshed.
+    pub refresh: RefreshSettings,
 }
 
 impl Default for CacheSettings {
@@ -51,9 +67,30 @@ impl Default for CacheSettings {
             backoff: Duration::from_secs(1),
             backoff_limit: Duration::from_secs(30),
             outage_window: Duration::from_hours(1),
+            refresh: RefreshSettings::default(),
         }
     }
 }
+
+/// Where credentials come from.
+pub trait Source: Send + Sync + 'static {
+    /// The payload of a connection.
+    fn token(
+        &self,
+        id: ConnectionId,
+    ) -> impl Future<Output = Result<Zeroizing<Vec<u8>>, FetchError>> + Send;
+
+    /// Has a new credential made. `rejected` is the SHA-256 of the value that is to be replaced. What comes of it
+    /// tells the next [`token`](Self::token).
+    fn refresh(
+        &self,
+        id: ConnectionId,
+        rejected: &[u8; 32],
+    ) -> impl Future<Output = Result<(), FetchError>> + Send;
+}
+
+/// Is told of every refresh that a rejection caused, and what came of it.
+pub type RefreshAudit = Box<dyn Fn(ConnectionId, Result<(), Code>) + Send + Sync>;
 
 /// What a cached credential is found by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -71,9 +108,7 @@ impl CredentialKey {
     pub fn new(connection: Connection, strategy: u128) -> Self {
         Self {
             id: connection.id.as_u128(),
-            key_id: connection
-                .key_id
-                .map(nexus_crds::names::ConnectionId::as_u128),
+            key_id: connection.key_id.map(ConnectionId::as_u128),
             strategy,
         }
     }
@@ -131,79 +166,110 @@ impl CacheStats {
 }
 
 /// The cache.
-#[derive(Debug)]
-pub struct CredentialCache {
-    control: Arc<ControlPlane>,
+pub struct CredentialCache<S = ControlPlane> {
+    control: S,
     settings: CacheSettings,
     metrics: Arc<Metrics>,
+    audit: RefreshAudit,
     slots: Cache<CredentialKey, Arc<Slot>>,
+    /// By connection, as long as a slot has one.
+    gates: Mutex<HashMap<u128, Weak<Gate>>>,
     stats: CacheStats,
 }
 
-impl CredentialCache {
+impl<S: Source> CredentialCache<S> {
     /// An empty cache in front of a control plane.
     pub fn new(
-        control: Arc<ControlPlane>,
+        control: S,
         settings: CacheSettings,
         metrics: Arc<Metrics>,
+        audit: RefreshAudit,
     ) -> Arc<Self> {
         Arc::new(Self {
             control,
             metrics,
+            audit,
             slots: Cache::new(settings.capacity),
+            gates: Mutex::default(),
             settings,
             stats: CacheStats::default(),
         })
     }
 
-    /// A credential that can be used at `now` and needs no reading again. Allocates nothing.
-    pub fn cached(&self, key: &CredentialKey, now: SystemTime) -> Option<Arc<Credential>> {
+    /// A credential that can be used at `now` and need not be renewed. Allocates nothing.
+    pub fn cached(&self, key: &CredentialKey, now: Moment) -> Option<Arc<Credential>> {
         let credential = self.slots.get(key)?.fresh(now)?;
         self.stats.hits.fetch_add(1, Ordering::Relaxed);
         Some(credential)
     }
 
-    /// A usable credential, fetched if need be. While one that is still valid is read again, that one is given
-    /// out at once. All callers of one fetch get its one result.
+    /// A usable credential, fetched if need be. While one that is still valid is renewed, that one is given out at
+    /// once. All callers of one flight get its one result.
     pub async fn get(
         self: &Arc<Self>,
         key: CredentialKey,
         connection: Connection,
         strategy: Option<&Arc<StrategySpec>>,
     ) -> Result<Arc<Credential>, ProxyError> {
-        let slot = self.slot(key);
-        let mut result = match slot.enter(SystemTime::now())? {
-            Entry::Valid(credential) => return Ok(credential),
-            Entry::Wait(result) => result,
-            Entry::Fetch {
+        let slot = self.slot(key, connection);
+        match slot.enter(Moment::now()) {
+            Entry::Valid(credential) => Ok(credential),
+            Entry::Refused(error) => Err(error),
+            Entry::Wait(result) => joined(result).await,
+            Entry::Start {
                 valid,
                 announce,
                 result,
             } => {
-                self.stats.fetches.fetch_add(1, Ordering::Relaxed);
-                let (cache, slot) = (Arc::clone(self), Arc::clone(&slot));
-                let strategy = strategy.map(Arc::clone);
-                tokio::spawn(async move {
-                    let fetched = cache.fetch(connection, strategy.as_deref()).await;
-                    let settled = cache.settle(&slot, connection, fetched);
-                    // Nobody listens when every caller has gone or a valid credential was given out.
-                    announce.send_replace(Some(settled));
-                });
-                if let Some(credential) = valid {
-                    return Ok(credential);
+                self.start(key, connection, slot, strategy, Cause::Needed, announce);
+                match valid {
+                    Some(credential) => Ok(credential),
+                    None => joined(result).await,
                 }
-                result
             }
-        };
-        match result.wait_for(Option::is_some).await.as_deref() {
-            Ok(Some(result)) => result.clone(),
-            Ok(None) | Err(_) => Err(FetchError::Abandoned.proxy_error()),
+            Entry::Unchanged => Err(FetchError::Abandoned.proxy_error()),
         }
     }
 
-    /// Drops every key, its remembered failure included, that `keep` does not want.
-    pub fn retain(&self, keep: impl Fn(&CredentialKey) -> bool) {
-        self.slots.retain(|key, _| keep(key));
+    /// Another credential in place of one that an upstream has rejected, if there is one to be had: read again first,
+    /// refreshed where the rules allow it. All who saw the same value rejected share what comes of it.
+    ///
+    /// `insufficient_scope` says that the upstream wants other rights (RFC 6750 section 3.1), which no refresh brings.
+    pub async fn replace(
+        self: &Arc<Self>,
+        key: CredentialKey,
+        connection: Connection,
+        strategy: Option<&Arc<StrategySpec>>,
+        rejected: &Arc<Credential>,
+        insufficient_scope: bool,
+    ) -> Option<Arc<Credential>> {
+        let slot = self.slot(key, connection);
+        let result = match slot.enter_rejected(rejected, Moment::now()) {
+            Entry::Valid(credential) => return Some(credential),
+            Entry::Refused(_) | Entry::Unchanged => return None,
+            Entry::Wait(result) => result,
+            Entry::Start {
+                announce, result, ..
+            } => {
+                let cause = Cause::Rejected {
+                    credential: Arc::clone(rejected),
+                    insufficient_scope,
+                };
+                self.start(key, connection, slot, strategy, cause, announce);
+                result
+            }
+        };
+        let credential = joined(result).await.ok()?;
+        (!credential.has_same_value(rejected)).then_some(credential)
+    }
+
+    /// Another table serves: drops every key that `keep` does not want, and what is remembered about the others'
+    /// connections.
+    pub fn table_changed(&self, keep: impl Fn(&CredentialKey) -> bool) {
+        self.slots.retain(|key, slot| {
+            slot.forget_failures();
+            keep(key)
+        });
     }
 
     /// Keys that are held, those of remembered failures among them.
@@ -216,47 +282,106 @@ impl CredentialCache {
         &self.stats
     }
 
-    fn slot(&self, key: CredentialKey) -> Arc<Slot> {
-        let made: Result<_, std::convert::Infallible> =
-            self.slots.get_or_insert_with(&key, || Ok(Arc::default()));
+    fn slot(&self, key: CredentialKey, connection: Connection) -> Arc<Slot> {
+        let made: Result<_, std::convert::Infallible> = self.slots.get_or_insert_with(&key, || {
+            Ok(Slot::new(Gates {
+                first: self.gate(connection.id),
+                second: connection
+                    .key_id
+                    .filter(|id| *id != connection.id)
+                    .map(|id| self.gate(id)),
+            }))
+        });
         match made {
             Ok(slot) => slot,
         }
     }
 
-    async fn fetch(
-        &self,
-        connection: Connection,
-        strategy: Option<&StrategySpec>,
-    ) -> Result<Credential, FetchError> {
-        let Connection { id, key_id } = connection;
-        let (payload, key_payload) = match key_id {
-            None => (self.control.token(id).await?, None),
-            Some(key_id) => {
-                let (payload, key_payload) =
-                    tokio::try_join!(self.control.token(id), self.control.token(key_id))?;
-                (payload, Some(key_payload))
-            }
-        };
-        let key_payload = key_payload.as_ref().map(|payload| payload.as_slice());
-        Credential::parse_merged(&payload, key_payload, strategy, SystemTime::now())
-            .map_err(FetchError::Payload)
+    fn gate(&self, id: ConnectionId) -> Arc<Gate> {
+        let mut gates = self.gates.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(gate) = gates.get(&id.as_u128()).and_then(Weak::upgrade) {
+            return gate;
+        }
+        if gates.len() >= 2 * self.settings.capacity {
+            gates.retain(|_, gate| gate.strong_count() > 0);
+        }
+        let gate = Gate::new(id);
+        gates.insert(id.as_u128(), Arc::downgrade(&gate));
+        gate
     }
 
-    fn settle(
-        &self,
-        slot: &Slot,
+    /// Starts a flight as a task of its own.
+    fn start(
+        self: &Arc<Self>,
+        key: CredentialKey,
         connection: Connection,
-        fetched: Result<Credential, FetchError>,
-    ) -> Result<Arc<Credential>, ProxyError> {
-        let settled = slot.settle(fetched, &self.settings, SystemTime::now());
-        let outcome = settled.as_ref().map(|_| ()).map_err(|error| error.code);
-        self.metrics.control_call(ControlCall::Get, outcome);
-        if let Err(error) = &settled {
-            self.stats.failures.fetch_add(1, Ordering::Relaxed);
-            report(connection, error);
-        }
-        settled
+        slot: Arc<Slot>,
+        strategy: Option<&Arc<StrategySpec>>,
+        cause: Cause,
+        announce: watch::Sender<Settled>,
+    ) {
+        self.stats.fetches.fetch_add(1, Ordering::Relaxed);
+        let (cache, strategy) = (Arc::clone(self), strategy.map(Arc::clone));
+        tokio::spawn(async move {
+            let brought = cache.renew(&slot, strategy.as_deref(), &cause).await;
+            let now = Now::read();
+            let (settled, renew_at) = slot.settle(brought, &cause, &cache.settings, now);
+            if let Err(error) = &settled {
+                cache.stats.failures.fetch_add(1, Ordering::Relaxed);
+                report(connection, error);
+            }
+            if let Some(at) = renew_at {
+                let weak = Arc::downgrade(&cache);
+                let wait = at.since(now.moment);
+                let ahead = renew_ahead(weak, key, connection, strategy, wait);
+                slot.set_timer(tokio::spawn(ahead).abort_handle());
+            }
+            // Nobody listens when every caller has gone or a valid credential was given out.
+            announce.send_replace(Some(settled));
+        });
+    }
+}
+
+/// Renews a credential at its time although no request asks for it then, if one did since it was obtained: an agent
+/// that pauses for a while finds a fresh one, and one that has gone leaves no trace at the control plane.
+async fn renew_ahead<S: Source>(
+    cache: Weak<CredentialCache<S>>,
+    key: CredentialKey,
+    connection: Connection,
+    strategy: Option<Arc<StrategySpec>>,
+    wait: Duration,
+) {
+    tokio::time::sleep(wait).await;
+    let Some(cache) = cache.upgrade() else {
+        return;
+    };
+    let Some(slot) = cache.slots.peek(&key).filter(|slot| slot.was_used()) else {
+        return;
+    };
+    if let Entry::Start { announce, .. } = slot.enter(Moment::now()) {
+        cache.start(
+            key,
+            connection,
+            slot,
+            strategy.as_ref(),
+            Cause::Needed,
+            announce,
+        );
+    }
+}
+
+async fn joined(mut result: watch::Receiver<Settled>) -> Result<Arc<Credential>, ProxyError> {
+    match result.wait_for(Option::is_some).await.as_deref() {
+        Ok(Some(result)) => result.clone(),
+        Ok(None) | Err(_) => Err(FetchError::Abandoned.proxy_error()),
+    }
+}
+
+impl<S> fmt::Debug for CredentialCache<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CredentialCache")
+            .field("entries", &self.slots.len())
+            .finish_non_exhaustive()
     }
 }
 

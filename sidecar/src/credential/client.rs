@@ -8,26 +8,35 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use http::header::{ACCEPT, AUTHORIZATION, RETRY_AFTER};
-use http::{HeaderName, HeaderValue};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, RETRY_AFTER};
+use http::{HeaderName, HeaderValue, Method};
 use nexus_crds::names::ConnectionId;
 use reqwest::redirect::Policy;
-use reqwest::{Client, Response};
+use reqwest::{Client, RequestBuilder, Response};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use url::{Host, Url};
 use zeroize::Zeroizing;
 
+use super::PayloadError;
+use super::payload::Loose;
 use super::status::{Answer, FetchError};
+use crate::sign::hmac::hex;
 
 /// Calls at once. A broker with PostgreSQL's defaults starts to fail at about 200.
 pub const MAX_CALLS: usize = 32;
 /// How long one call may take, and how long it may wait for its turn before that.
 pub const TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a refresh may take: gateway and broker give their provider 30 seconds.
+pub const REFRESH_TIMEOUT: Duration = Duration::from_secs(35);
+/// Refreshes at once. Each may take long, and the rest of [`MAX_CALLS`] stays for reading.
+const MAX_REFRESHES: usize = MAX_CALLS / 2;
 /// Largest answer that is read, in bytes.
 const MAX_PAYLOAD: usize = 1024 * 1024;
 const API_KEY: HeaderName = HeaderName::from_static("x-api-key");
+/// Says which value was rejected, to whoever may hold a newer one.
+const REJECTED: HeaderName = HeaderName::from_static("x-nexus-rejected");
 
 /// Which service is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,8 +70,10 @@ pub struct ControlPlaneConfig {
     pub ca_file: Option<PathBuf>,
     /// Clear-text HTTP to a host that is not this machine is accepted.
     pub allow_insecure: bool,
-    /// Limit of one call; [`TIMEOUT`] by default.
+    /// Limit of one read; [`TIMEOUT`] by default.
     pub timeout: Duration,
+    /// Limit of one refresh; [`REFRESH_TIMEOUT`] by default.
+    pub refresh_timeout: Duration,
 }
 
 /// Why the control plane's settings cannot be used.
@@ -97,6 +108,7 @@ pub struct ControlPlane {
     config: ControlPlaneConfig,
     client: Mutex<BuiltClient>,
     calls: Semaphore,
+    refreshes: Semaphore,
 }
 
 /// A client and the file contents it was made of.
@@ -119,6 +131,7 @@ impl ControlPlaneConfig {
             ca_file: None,
             allow_insecure: false,
             timeout: TIMEOUT,
+            refresh_timeout: REFRESH_TIMEOUT,
         }
     }
 }
@@ -160,25 +173,53 @@ impl ControlPlane {
         Ok(Self {
             client: Mutex::new(BuiltClient { client, files }),
             calls: Semaphore::new(MAX_CALLS),
+            refreshes: Semaphore::new(MAX_REFRESHES),
             config,
         })
     }
 
     /// Fetches the credential payload of a connection. At most [`MAX_CALLS`] calls run at once.
     pub async fn token(&self, id: ConnectionId) -> Result<Zeroizing<Vec<u8>>, FetchError> {
-        let turn = tokio::time::timeout(self.config.timeout, self.calls.acquire());
-        let Ok(Ok(_permit)) = turn.await else {
-            return Err(FetchError::Busy);
-        };
-        tokio::time::timeout(self.config.timeout, self.call(id))
-            .await
-            .unwrap_or(Err(FetchError::TimedOut))
+        let _turn = self.turn(&self.calls).await?;
+        let request = self.request(Method::GET, id)?;
+        within(self.config.timeout, answer(request)).await
     }
 
-    async fn call(&self, id: ConnectionId) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    /// Asks for a new credential of a connection. `rejected` is the SHA-256 of the value that is to be replaced.
+    ///
+    /// Success means that the provider has issued a token; the answer is not the credential, which only
+    /// [`token`](Self::token) brings. Never repeated here: a refresh whose answer was lost may have used up the
+    /// refresh token.
+    pub async fn refresh(&self, id: ConnectionId, rejected: [u8; 32]) -> Result<(), FetchError> {
+        let _turns = (
+            self.turn(&self.refreshes).await?,
+            self.turn(&self.calls).await?,
+        );
+        let request = self
+            .request(Method::POST, id)?
+            .header(REJECTED, format!("sha256:{}", hex(&rejected)))
+            .header(CONTENT_LENGTH, 0);
+        let body = within(self.config.refresh_timeout, answer(request)).await?;
+        // An error object with status 200 is what some providers answer.
+        if has_token(&body) {
+            Ok(())
+        } else {
+            Err(FetchError::Payload(PayloadError::NotACredential))
+        }
+    }
+
+    async fn turn<'a>(&self, turns: &'a Semaphore) -> Result<SemaphorePermit<'a>, FetchError> {
+        match tokio::time::timeout(self.config.timeout, turns.acquire()).await {
+            Ok(Ok(turn)) => Ok(turn),
+            Ok(Err(_)) | Err(_) => Err(FetchError::Busy),
+        }
+    }
+
+    fn request(&self, method: Method, id: ConnectionId) -> Result<RequestBuilder, FetchError> {
+        let url = self.url(&method, id);
         let mut request = self
             .client()?
-            .get(self.token_url(id))
+            .request(method, url)
             .header(ACCEPT, "application/json");
         if let Some(key) = &self.config.api_key {
             request = request.header(
@@ -193,27 +234,20 @@ impl ControlPlane {
             let value = secret_header(file, "Bearer ").map_err(FetchError::Local)?;
             request = request.header(AUTHORIZATION, value);
         }
-        let response = request.send().await.map_err(transport)?;
-        let status = response.status().as_u16();
-        let retry_after = retry_after(&response);
-        let body = read(response).await?;
-        if status == 200 {
-            return Ok(body);
-        }
-        Err(FetchError::Answer(Answer {
-            status,
-            code: error_code(&body),
-            empty: body.is_empty(),
-            retry_after,
-        }))
+        Ok(request)
     }
 
-    fn token_url(&self, id: ConnectionId) -> Url {
+    fn url(&self, method: &Method, id: ConnectionId) -> Url {
         let mut url = self.config.url.clone();
         let id = id.to_string();
+        let action = if method == Method::POST {
+            "refresh"
+        } else {
+            "token"
+        };
         let path: [&str; 3] = match self.config.flavour {
-            Flavour::Gateway => ["v1", "token", &id],
-            Flavour::Broker => ["connections", &id, "token"],
+            Flavour::Gateway => ["v1", action, &id],
+            Flavour::Broker => ["connections", &id, action],
         };
         if let Ok(mut segments) = url.path_segments_mut() {
             segments.pop_if_empty().extend(path);
@@ -284,6 +318,50 @@ fn sensitive(line: &str) -> Result<HeaderValue, String> {
         HeaderValue::from_str(line).map_err(|_| "not one line of ASCII text".to_owned())?;
     header.set_sensitive(true);
     Ok(header)
+}
+
+async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, FetchError>>,
+) -> Result<T, FetchError> {
+    tokio::time::timeout(limit, call)
+        .await
+        .unwrap_or(Err(FetchError::TimedOut))
+}
+
+/// The body of a 200 answer.
+async fn answer(request: RequestBuilder) -> Result<Zeroizing<Vec<u8>>, FetchError> {
+    let response = request.send().await.map_err(transport)?;
+    let status = response.status().as_u16();
+    let retry_after = retry_after(&response);
+    let body = read(response).await?;
+    if status == 200 {
+        return Ok(body);
+    }
+    Err(FetchError::Answer(Answer {
+        status,
+        code: error_code(&body),
+        empty: body.is_empty(),
+        retry_after,
+    }))
+}
+
+/// True if the answer of a refresh names a new access token, at its root or where the gRPC front wraps it.
+fn has_token(body: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Tokens {
+        access_token: Loose,
+    }
+    #[derive(Deserialize)]
+    struct Wrapped {
+        token: Tokens,
+    }
+    let tokens = serde_json::from_slice(body)
+        .or_else(|_| serde_json::from_slice(body).map(|Wrapped { token }| token));
+    let Ok(Tokens { access_token }) = tokens else {
+        return false;
+    };
+    matches!(access_token, Loose::Text(token) if !token.trim().is_empty())
 }
 
 /// The kind of failure and its root cause; the URL names the connection and stays out.

@@ -140,6 +140,41 @@ impl FetchError {
         error
     }
 
+    /// It says nothing about the connection.
+    pub fn is_outage(&self) -> bool {
+        self.outcome().verdict == Verdict::Outage
+    }
+
+    /// As the failure of a refresh: the credential cannot be refreshed, now or by trying again.
+    pub fn denies_refresh(&self) -> bool {
+        match self {
+            Self::Answer(Answer { status, code, .. }) => match status {
+                400 | 409 | 410 => true,
+                500 => code.as_deref() == Some("unsupported_auth_type"),
+                _ => false,
+            },
+            // A 200 without a token may hide an outage, or a provider that answers so and will not answer otherwise.
+            Self::Payload(_)
+            | Self::Unreachable(_)
+            | Self::TimedOut
+            | Self::TooLarge
+            | Self::Busy
+            | Self::Local(_)
+            | Self::Abandoned => false,
+        }
+    }
+
+    /// As the failure of a refresh, for the metrics.
+    pub fn refresh_code(&self) -> Code {
+        match self {
+            Self::Answer(Answer { status: 400, .. }) => Code::CredentialInvalid,
+            Self::Answer(Answer { status: 500, .. }) if self.denies_refresh() => {
+                Code::CredentialInvalid
+            }
+            other => other.outcome().code,
+        }
+    }
+
     fn internal(&self) -> String {
         match self {
             Self::Answer(Answer {

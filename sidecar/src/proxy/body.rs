@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::headers::filter_trailers;
+use super::replay::{Piece, ReplayBuffer};
 use crate::credential::Credential;
 use crate::routes::Route;
 
@@ -28,6 +29,9 @@ pub enum BodyError {
     /// The upstream answered without asking for the body that was announced.
     #[error("the upstream did not want the body")]
     Unwanted,
+    /// The request is sent again, with this body.
+    #[error("the request is sent again")]
+    Superseded,
     /// The route or the tenant was removed while the answer streamed.
     #[error("the route or its tenant was removed")]
     Removed,
@@ -51,10 +55,16 @@ pub enum RequestBody {
 
 /// A streaming request body.
 pub struct Upload {
-    incoming: Incoming,
+    /// What the agent still sends.
+    incoming: Option<Incoming>,
+    /// Bytes of the whole body, where the agent has said.
+    length: Option<u64>,
     progress: Arc<Progress>,
     idle: IdleTimer,
     gate: Option<ContinueGate>,
+    replay: Option<Arc<ReplayBuffer>>,
+    /// The next piece of `replay` to send, until what was sent before is sent again.
+    behind: Option<usize>,
     /// They say which trailers may pass.
     route: Arc<Route>,
     credential: Arc<Credential>,
@@ -77,29 +87,69 @@ impl Progress {
     pub fn finished(&self) -> bool {
         self.finished.load(Ordering::Relaxed)
     }
+
+    fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
 }
 
-impl RequestBody {
-    /// Streams `incoming`; `gate` holds it back until the upstream wants it.
-    pub fn stream(
+impl Upload {
+    /// Streams `incoming`, filling `replay` on the way.
+    pub fn new(
         incoming: Incoming,
-        gate: Option<ContinueGate>,
+        replay: Option<Arc<ReplayBuffer>>,
         route: &Arc<Route>,
         credential: &Arc<Credential>,
-    ) -> (Self, Option<Arc<Progress>>) {
-        if incoming.is_end_stream() {
-            return (Self::Empty, None);
-        }
-        let progress = Arc::new(Progress::default());
-        let upload = Upload {
-            incoming,
-            progress: Arc::clone(&progress),
+    ) -> Self {
+        Self {
+            length: incoming.size_hint().exact(),
+            incoming: Some(incoming),
+            progress: Arc::default(),
             idle: IdleTimer::new(route.compiled.timeouts.idle),
-            gate,
+            gate: None,
+            replay,
+            behind: None,
             route: Arc::clone(route),
             credential: Arc::clone(credential),
-        };
-        (Self::Stream(Box::new(upload)), Some(progress))
+        }
+    }
+
+    /// Sends what `replay` holds, and then the `rest` that the agent had not sent yet.
+    pub fn again(
+        rest: Option<Incoming>,
+        length: Option<u64>,
+        replay: Arc<ReplayBuffer>,
+        route: &Arc<Route>,
+        credential: &Arc<Credential>,
+    ) -> Self {
+        Self {
+            incoming: rest,
+            length,
+            progress: Arc::default(),
+            idle: IdleTimer::new(route.compiled.timeouts.idle),
+            gate: None,
+            replay: Some(replay),
+            behind: Some(0),
+            route: Arc::clone(route),
+            credential: Arc::clone(credential),
+        }
+    }
+
+    /// Holds the body back until the upstream wants it.
+    #[must_use]
+    pub fn gated(mut self, gate: Option<ContinueGate>) -> Self {
+        self.gate = gate;
+        self
+    }
+
+    /// How far it is.
+    pub fn progress(&self) -> &Arc<Progress> {
+        &self.progress
+    }
+
+    /// Bytes of the whole body, where the agent has said.
+    pub fn length(&self) -> Option<u64> {
+        self.length
     }
 }
 
@@ -122,7 +172,7 @@ impl Body for RequestBody {
         match self {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_none(),
-            Self::Stream(upload) => upload.incoming.is_end_stream(),
+            Self::Stream(upload) => upload.is_end_stream(),
         }
     }
 
@@ -132,42 +182,119 @@ impl Body for RequestBody {
             Self::Full(bytes) => {
                 SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64))
             }
-            Self::Stream(upload) => upload.incoming.size_hint(),
+            Self::Stream(upload) => upload.size_hint(),
         }
     }
 }
 
 impl Upload {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(replay) = &self.replay
+            && !replay.may_go_on(cx)
+        {
+            self.give_back();
+            return Poll::Ready(Some(Err(BodyError::Superseded)));
+        }
         if let Some(gate) = &mut self.gate {
             if let Err(error) = ready!(gate.poll(cx)) {
                 return Poll::Ready(Some(Err(error)));
             }
             self.gate = None;
         }
-        match Pin::new(&mut self.incoming).poll_frame(cx) {
-            Poll::Ready(Some(Ok(mut frame))) => {
+        if let Some(frame) = self.catch_up() {
+            return Poll::Ready(Some(Ok(frame)));
+        }
+        let Some(incoming) = &mut self.incoming else {
+            self.finished();
+            return Poll::Ready(None);
+        };
+        match Pin::new(&mut *incoming).poll_frame(cx) {
+            Poll::Ready(Some(Ok(frame))) => {
+                let ended = incoming.is_end_stream();
                 self.idle.progressed();
-                if let Some(data) = frame.data_ref() {
-                    self.progress
-                        .bytes
-                        .fetch_add(data.len() as u64, Ordering::Relaxed);
-                }
-                if let Some(trailers) = frame.trailers_mut() {
-                    filter_trailers(trailers, &self.route.compiled, &self.credential);
-                }
-                if self.incoming.is_end_stream() {
-                    self.progress.finished.store(true, Ordering::Relaxed);
+                let frame = self.pass(frame);
+                if ended {
+                    self.finished();
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Some(Err(BodyError::Broken(error)))),
+            Poll::Ready(Some(Err(error))) => {
+                self.incoming = None;
+                if let Some(replay) = &self.replay {
+                    replay.discard();
+                }
+                Poll::Ready(Some(Err(BodyError::Broken(error))))
+            }
             Poll::Ready(None) => {
-                self.progress.finished.store(true, Ordering::Relaxed);
+                self.finished();
                 Poll::Ready(None)
             }
             Poll::Pending => self.idle.poll(cx).map(|()| Some(Err(BodyError::Idle))),
         }
+    }
+
+    /// A piece that the attempt before has sent.
+    fn catch_up(&mut self) -> Option<Frame<Bytes>> {
+        let index = self.behind?;
+        let piece = self.replay.as_ref().and_then(|replay| replay.piece(index));
+        self.behind = piece.is_some().then_some(index + 1);
+        Some(match piece? {
+            Piece::Data(data) => {
+                self.progress.add(data.len());
+                Frame::data(data)
+            }
+            Piece::Trailers(mut trailers) => {
+                filter_trailers(&mut trailers, &self.route.compiled, &self.credential);
+                Frame::trailers(trailers)
+            }
+        })
+    }
+
+    /// Notes a piece of the agent's and makes it ready to send.
+    fn pass(&self, mut frame: Frame<Bytes>) -> Frame<Bytes> {
+        if let Some(data) = frame.data_ref() {
+            self.progress.add(data.len());
+            if let Some(replay) = &self.replay {
+                replay.keep(data);
+            }
+        }
+        if let Some(trailers) = frame.trailers_mut() {
+            if let Some(replay) = &self.replay {
+                replay.keep_trailers(trailers);
+            }
+            filter_trailers(trailers, &self.route.compiled, &self.credential);
+        }
+        frame
+    }
+
+    fn finished(&mut self) {
+        self.incoming = None;
+        self.progress.finished.store(true, Ordering::Relaxed);
+        if let Some(replay) = &self.replay {
+            replay.complete();
+        }
+    }
+
+    fn give_back(&mut self) {
+        if let (Some(rest), Some(replay)) = (self.incoming.take(), &self.replay) {
+            replay.give_back(rest);
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.behind.is_none() && self.incoming.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.length.map_or_else(SizeHint::default, |length| {
+            SizeHint::with_exact(length.saturating_sub(self.progress.bytes()))
+        })
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.give_back();
     }
 }
 

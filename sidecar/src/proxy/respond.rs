@@ -436,9 +436,10 @@ impl Download {
             match &error {
                 BodyError::Idle | BodyError::Deadline => Code::UpstreamTimeout,
                 BodyError::Removed => Code::ProviderUnknown,
-                BodyError::Broken(_) | BodyError::Blocked | BodyError::Unwanted => {
-                    Code::UpstreamUnreachable
-                }
+                BodyError::Broken(_)
+                | BodyError::Blocked
+                | BodyError::Superseded
+                | BodyError::Unwanted => Code::UpstreamUnreachable,
             },
             &error,
         );

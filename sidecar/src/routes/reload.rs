@@ -104,7 +104,7 @@ impl Reloader {
         );
         let changed = self.shared.swap(Some(Arc::clone(&routes))).is_some();
         self.streams.end_unserved(&routes);
-        self.credentials.retain(|key| keys.contains(key));
+        self.credentials.table_changed(|key| keys.contains(key));
         self.upstreams.retain_used();
         self.metrics
             .table_revision

@@ -35,6 +35,9 @@ pub enum SendError {
     /// The request has no `Host`.
     #[error("the request has no Host field")]
     NoHost,
+    /// The answer did not begin within this field of the route.
+    #[error("no answer within the route's {0}")]
+    Late(&'static str),
 }
 
 /// Why no connection came to be.
@@ -97,6 +100,7 @@ impl SendError {
                 Code::UpstreamUnreachable
             }
             Self::RequestBody(_) | Self::Authority(_) | Self::NoHost => Code::BadRequest,
+            Self::Late(_) => Code::UpstreamTimeout,
         }
     }
 
@@ -113,7 +117,20 @@ impl SendError {
             Self::RequestBody(_) => "the request's body broke off before its end".into(),
             Self::Authority(_) => "the request's Host is not a valid host and port".into(),
             Self::NoHost => "the request has no Host".into(),
+            Self::Late(field) => {
+                format!("the upstream did not answer within the route's {field}").into()
+            }
         }
+    }
+
+    /// STUB
+    pub fn may_be_repeated(&self) -> bool {
+        matches!(self, Self::Unanswered(_))
+    }
+
+    /// STUB
+    pub fn is_unprocessed(&self) -> bool {
+        false
     }
 
     /// True if not a byte of the request can have reached the upstream, so that sending it again is always safe.
@@ -123,6 +140,7 @@ impl SendError {
             Self::Unanswered(_)
             | Self::BadAnswer(_)
             | Self::UnaskedUpgrade
+            | Self::Late(_)
             | Self::RequestBody(_) => false,
         }
     }

@@ -1,125 +1,183 @@
-//! One key of the cache: the credential, the fetch under way, and the failure that is remembered.
+//! One key of the cache: the credential, the flight that renews it, and what is remembered of the last one.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 
 use super::CacheSettings;
+use super::gate::{Gate, Refused};
+use super::renewal::{Cause, Failure};
 use crate::credential::Credential;
-use crate::credential::status::{FetchError, Hold, Verdict};
+use crate::credential::clock::{Moment, Now};
 use crate::error::{Code, ProxyError};
 
-/// What a fetch brought; `None` while it runs.
+/// What a flight brought; `None` while it runs.
 pub(super) type Settled = Option<Result<Arc<Credential>, ProxyError>>;
 
-/// A stale credential is given out without asking again for this long while it is read anew. Longer than any
-/// fetch takes.
-const READING: Duration = Duration::from_secs(15);
-/// An outage is asked about again at least this often.
-const LONGEST_HOLD: Duration = Duration::from_mins(1);
+/// A stale credential is given out without looking for a flight for this long while it is renewed.
+const RENEWING: Duration = Duration::from_secs(15);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Slot {
+    /// The connection, and the second one if there is one.
+    pub(super) gates: Gates,
     /// The last credential, expired ones included: they tell when a value was first seen.
-    current: ArcSwapOption<Credential>,
-    /// Until when it is given out without a look at `state`, in milliseconds of Unix time.
+    current: ArcSwapOption<Held>,
+    /// Until when it is given out without a look at `state`, in milliseconds.
     fresh_until: AtomicU64,
+    /// Given out since it was obtained.
+    used: AtomicBool,
     state: Mutex<State>,
+}
+
+#[derive(Debug)]
+pub(super) struct Gates {
+    pub(super) first: Arc<Gate>,
+    pub(super) second: Option<Arc<Gate>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    fetch: Option<watch::Receiver<Settled>>,
+    flight: Option<watch::Receiver<Settled>>,
+    /// What is wrong with the credential itself; failed calls are remembered by the gates.
     refused: Option<Refused>,
-    failures: u32,
-    last_success: Option<SystemTime>,
+    /// A rejected value that is the only one there is, until when that is believed.
+    unchanged: Option<(Arc<Credential>, Moment)>,
+    timer: Option<Timer>,
 }
 
+/// A task that ends with what it was started for.
 #[derive(Debug)]
-struct Refused {
-    error: ProxyError,
-    until: Instant,
+struct Timer(AbortHandle);
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// A credential with its times.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) credential: Arc<Credential>,
+    /// When this value was first seen.
+    pub(super) obtained: Moment,
+    /// Ends a little before its expiry.
+    usable_until: Option<Moment>,
+    /// When it is to be renewed.
+    refresh_at: Option<Moment>,
 }
 
 /// What a caller has to do.
 pub(super) enum Entry {
     /// Use this.
     Valid(Arc<Credential>),
-    /// Wait for a fetch that runs.
+    /// Wait for a flight.
     Wait(watch::Receiver<Settled>),
-    /// Run the fetch and announce what it brought; use what is still valid meanwhile.
-    Fetch {
+    /// Start a flight and announce what it brought; use what is still valid meanwhile.
+    Start {
         valid: Option<Arc<Credential>>,
         announce: watch::Sender<Settled>,
         result: watch::Receiver<Settled>,
     },
+    /// There is nothing (else) to be had at the moment.
+    Refused(ProxyError),
+    /// The rejected value is the only one there is.
+    Unchanged,
 }
 
 impl Slot {
-    /// The credential, if it is usable and need not be read again.
-    pub(super) fn fresh(&self, now: SystemTime) -> Option<Arc<Credential>> {
-        if unix_millis(now) >= self.fresh_until.load(Ordering::Acquire) {
+    pub(super) fn new(gates: Gates) -> Arc<Self> {
+        Arc::new(Self {
+            gates,
+            current: ArcSwapOption::empty(),
+            fresh_until: AtomicU64::new(0),
+            used: AtomicBool::new(false),
+            state: Mutex::default(),
+        })
+    }
+
+    /// The credential, if it is usable and need not be renewed.
+    pub(super) fn fresh(&self, now: Moment) -> Option<Arc<Credential>> {
+        if now.millis() >= self.fresh_until.load(Ordering::Acquire) {
             return None;
         }
         self.usable(now)
     }
 
-    fn usable(&self, now: SystemTime) -> Option<Arc<Credential>> {
+    fn usable(&self, now: Moment) -> Option<Arc<Credential>> {
         let current = self.current.load();
-        current
-            .as_ref()
-            .filter(|credential| credential.is_usable(now))
-            .map(Arc::clone)
+        let held = current.as_ref().filter(|held| held.is_usable(now))?;
+        // Most of the time it is set, and then the cache line stays shared.
+        if !self.used.load(Ordering::Relaxed) {
+            self.used.store(true, Ordering::Relaxed);
+        }
+        Some(Arc::clone(&held.credential))
     }
 
-    /// Decides under the lock, so that of many callers exactly one fetches.
-    pub(super) fn enter(&self, now: SystemTime) -> Result<Entry, ProxyError> {
+    /// Decides under the lock, so that of many callers exactly one starts a flight.
+    pub(super) fn enter(&self, now: Moment) -> Entry {
         let mut state = self.lock();
         if let Some(credential) = self.fresh(now) {
-            return Ok(Entry::Valid(credential));
+            return Entry::Valid(credential);
         }
         let valid = self.usable(now);
-        // A sender that is gone without a result belongs to a task that died.
-        if let Some(fetch) = state.fetch.as_ref().filter(|f| f.has_changed().is_ok()) {
-            return Ok(valid.map_or_else(|| Entry::Wait(fetch.clone()), Entry::Valid));
+        if let Some(flight) = state.flight() {
+            return valid.map_or(Entry::Wait(flight), Entry::Valid);
         }
-        if let Some(Refused { error, until }) = &state.refused {
-            let left = until.saturating_duration_since(Instant::now());
-            if !left.is_zero() {
-                return valid.map(Entry::Valid).ok_or_else(|| held(error, left));
-            }
+        if let Some(error) = self.held(&state, now) {
+            return valid.map_or(Entry::Refused(error), Entry::Valid);
         }
-        let (announce, result) = watch::channel(None);
-        state.fetch = Some(result.clone());
         if valid.is_some() {
-            self.set_fresh_until(now + READING);
+            self.set_fresh_until(now + RENEWING);
         }
-        Ok(Entry::Fetch {
-            valid,
-            announce,
-            result,
-        })
+        state.start(valid)
     }
 
-    /// Takes in what a fetch brought.
+    /// The same for who has seen `rejected` being rejected and wants another one.
+    pub(super) fn enter_rejected(&self, rejected: &Arc<Credential>, now: Moment) -> Entry {
+        let mut state = self.lock();
+        let valid = self.usable(now);
+        if let Some(other) = valid.as_ref().filter(|it| !it.has_same_value(rejected)) {
+            return Entry::Valid(Arc::clone(other));
+        }
+        if let Some(flight) = state.flight() {
+            return Entry::Wait(flight);
+        }
+        if let Some((value, until)) = &state.unchanged
+            && now < *until
+            && value.has_same_value(rejected)
+        {
+            return Entry::Unchanged;
+        }
+        if let Some(error) = self.held(&state, now) {
+            return Entry::Refused(error);
+        }
+        state.start(None)
+    }
+
+    /// The current credential with its times.
+    pub(super) fn current(&self) -> Option<Arc<Held>> {
+        self.current.load_full()
+    }
+
+    /// Takes in what a flight brought. Says when the credential is to be renewed although nobody may ask for it.
     pub(super) fn settle(
         &self,
-        fetched: Result<Credential, FetchError>,
+        brought: Result<Credential, Failure>,
+        cause: &Cause,
         settings: &CacheSettings,
-        now: SystemTime,
-    ) -> Result<Arc<Credential>, ProxyError> {
+        now: Now,
+    ) -> (Result<Arc<Credential>, ProxyError>, Option<Moment>) {
         let mut state = self.lock();
-        state.fetch = None;
-        match fetched {
-            Ok(credential) => self.accept(&mut state, credential, settings, now),
-            Err(failure) => {
-                let error = self.refuse(&mut state, &failure, settings, now);
-                Err(error)
-            }
+        state.flight = None;
+        match brought {
+            Ok(credential) => self.accept(&mut state, credential, cause, settings, now),
+            Err(failure) => (Err(self.refuse(&mut state, failure, settings, now)), None),
         }
     }
 
@@ -127,84 +185,90 @@ impl Slot {
         &self,
         state: &mut State,
         mut credential: Credential,
+        cause: &Cause,
         settings: &CacheSettings,
-        now: SystemTime,
-    ) -> Result<Arc<Credential>, ProxyError> {
-        if let Some(earlier) = self.current.load().as_deref() {
-            credential.keep_first_sight(earlier);
+        now: Now,
+    ) -> (Result<Arc<Credential>, ProxyError>, Option<Moment>) {
+        let earlier = self.current.load_full();
+        if let Some(earlier) = &earlier {
+            credential.keep_first_sight(&earlier.credential);
         }
-        let credential = Arc::new(credential);
-        self.current.store(Some(Arc::clone(&credential)));
-        if !credential.is_usable(now) {
+        let connection = self.gates.first.id.as_u128();
+        let held = Arc::new(Held::new(credential, earlier, connection, settings, now));
+        self.current.store(Some(Arc::clone(&held)));
+        let moment = now.moment;
+        if !held.is_usable(moment) {
             let error = ProxyError::new(
                 Code::CredentialInvalid,
-                "the credential has expired and the control plane has not renewed it; refresh the connection or authorize it again",
+                "the credential has expired and the control plane has not renewed it; authorize the connection again",
             )
             .internal("the payload is expired");
-            return Err(remember(state, &error, settings.negative));
+            state.refused = Some(Refused::new(&error, moment + settings.negative, true));
+            return (Err(error), None);
         }
-        state.failures = 0;
         state.refused = None;
-        state.last_success = Some(now);
-        match credential.expires_at() {
-            Some(_) => self.fresh_until.store(u64::MAX, Ordering::Release),
-            None => self.set_fresh_until(now + settings.max_age),
+        state.unchanged = match cause {
+            Cause::Rejected { credential, .. } if credential.has_same_value(&held.credential) => {
+                Some((Arc::clone(credential), moment + settings.negative))
+            }
+            Cause::Rejected { .. } | Cause::Needed => None,
+        };
+        self.used.store(false, Ordering::Relaxed);
+        match (held.usable_until, held.refresh_at) {
+            (None, _) => self.set_fresh_until(moment + settings.max_age),
+            (Some(until), at) => self.set_fresh_until(at.unwrap_or(until)),
         }
-        Ok(credential)
+        let ahead = held.refresh_at.filter(|at| held.is_usable(*at));
+        (Ok(Arc::clone(&held.credential)), ahead)
     }
 
     fn refuse(
         &self,
         state: &mut State,
-        failure: &FetchError,
+        failure: Failure,
         settings: &CacheSettings,
-        now: SystemTime,
+        now: Now,
     ) -> ProxyError {
-        let outcome = failure.outcome();
-        let mut error = failure.proxy_error();
-        let worked_lately = self
-            .last_worked(state, now)
-            .and_then(|at| now.duration_since(at).ok())
-            .is_some_and(|ago| ago < settings.outage_window);
-        state.failures = state.failures.saturating_add(1);
-        let mut hold = outcome.hold;
-        match outcome.verdict {
-            Verdict::Outage => {}
-            Verdict::Unknown if worked_lately => {
-                // A broker without its database says the same as one that never knew the connection.
-                error.code = Code::BrokerUnavailable;
-                error.detail = "the control plane is out of order; try again later".into();
-                hold = Hold::Backoff;
+        let (error, until, gone) = match failure {
+            Failure::Call(refusal) => (refusal.error, refusal.until, refusal.gone),
+            Failure::Payload(error) => {
+                let until = now.moment + settings.negative;
+                state.refused = Some(Refused::new(&error, until, true));
+                (error, until, true)
             }
-            Verdict::Unknown | Verdict::Gone => {
-                self.current.store(None);
-                state.last_success = None;
-            }
-        }
-        let pause = match hold {
-            Hold::Short => settings.negative,
-            Hold::Long => settings.attention,
-            Hold::Backoff => backoff(state.failures, settings),
-            Hold::AtLeast(wait) => wait.clamp(Duration::from_secs(1), LONGEST_HOLD),
+            // Whoever is held back may look again as soon as the hold ends.
+            Failure::Held(error) => (error, now.moment, false),
         };
-        self.set_fresh_until(now + pause);
-        remember(state, &error, pause)
+        if gone {
+            self.current.store(None);
+        }
+        self.set_fresh_until(until);
+        error
     }
 
-    /// When the control plane last stood by the credential: at the last good read, or while it was valid.
-    fn last_worked(&self, state: &State, now: SystemTime) -> Option<SystemTime> {
-        let expiry = self
-            .current
-            .load()
-            .as_deref()
-            .and_then(Credential::expires_at);
-        state
-            .last_success
-            .map(|read| expiry.map_or(read, |at| at.min(now).max(read)))
+    /// Renews at the given time if the credential was used by then.
+    pub(super) fn set_timer(&self, timer: AbortHandle) {
+        self.lock().timer = Some(Timer(timer));
     }
 
-    fn set_fresh_until(&self, at: SystemTime) {
-        self.fresh_until.store(unix_millis(at), Ordering::Release);
+    /// Whether the credential was given out since it was obtained.
+    pub(super) fn was_used(&self) -> bool {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    /// Forgets failures that a new table may have mended.
+    pub(super) fn forget_failures(&self) {
+        self.lock().refused = None;
+        self.gates.all().for_each(|gate| gate.forget());
+    }
+
+    fn held(&self, state: &State, now: Moment) -> Option<ProxyError> {
+        let own = state.refused.as_ref().and_then(|refused| refused.held(now));
+        own.or_else(|| self.gates.all().find_map(|gate| gate.held(now)))
+    }
+
+    fn set_fresh_until(&self, at: Moment) {
+        self.fresh_until.store(at.millis(), Ordering::Release);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -212,36 +276,75 @@ impl Slot {
     }
 }
 
-fn remember(state: &mut State, error: &ProxyError, pause: Duration) -> ProxyError {
-    state.refused = Some(Refused {
-        error: error.clone(),
-        until: Instant::now() + pause,
-    });
-    held(error, pause)
-}
+impl State {
+    /// The flight that runs. One whose sender is gone without a result belongs to a task that died.
+    fn flight(&self) -> Option<watch::Receiver<Settled>> {
+        let flight = self.flight.as_ref()?;
+        flight.has_changed().is_ok().then(|| flight.clone())
+    }
 
-/// The error with the time that is left before another try makes sense.
-fn held(error: &ProxyError, left: Duration) -> ProxyError {
-    let error = error.clone();
-    if error.code == Code::BrokerUnavailable {
-        error.retry_after(left)
-    } else {
-        error
+    fn start(&mut self, valid: Option<Arc<Credential>>) -> Entry {
+        let (announce, result) = watch::channel(None);
+        self.flight = Some(result.clone());
+        Entry::Start {
+            valid,
+            announce,
+            result,
+        }
     }
 }
 
-fn backoff(failures: u32, settings: &CacheSettings) -> Duration {
-    let doublings = failures.saturating_sub(1).min(16);
-    let pause = settings
-        .backoff
-        .saturating_mul(1 << doublings)
-        .min(settings.backoff_limit);
-    // Between 80 and 120 %, so that the sidecars of a cluster do not come back all at once.
-    let jitter = RandomState::new().build_hasher().finish() % 41;
-    pause * (80 + u32::try_from(jitter).unwrap_or_default()) / 100
+impl Gates {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Gate>> {
+        std::iter::once(&self.first).chain(&self.second)
+    }
 }
 
-fn unix_millis(at: SystemTime) -> u64 {
-    let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+impl Held {
+    fn new(
+        credential: Credential,
+        earlier: Option<Arc<Self>>,
+        connection: u128,
+        settings: &CacheSettings,
+        now: Now,
+    ) -> Self {
+        let Now { moment, wall } = now;
+        let mut usable_until = credential.usable_for(wall).map(|left| moment + left);
+        let earlier = earlier.filter(|it| it.credential.has_same_value(&credential));
+        let rules = &settings.refresh;
+        let mut refresh_at = usable_until.map(|until| rules.first(connection, moment, until));
+        if let Some(earlier) = &earlier
+            && credential.expires_at() <= earlier.credential.expires_at()
+        {
+            // The same end, whatever the wall clock has done meanwhile.
+            usable_until = match (usable_until, earlier.usable_until) {
+                (Some(until), Some(before)) => Some(until.min(before)),
+                (until, before) => until.or(before),
+            };
+            refresh_at = usable_until.map(|until| match earlier.refresh_at {
+                Some(at) if moment < at => at,
+                Some(_) | None => rules.next(moment, until),
+            });
+        }
+        Self {
+            credential: Arc::new(credential),
+            obtained: earlier.map_or(moment, |earlier| earlier.obtained),
+            usable_until,
+            refresh_at,
+        }
+    }
+
+    pub(super) fn is_usable(&self, now: Moment) -> bool {
+        self.usable_until.is_none_or(|until| now < until)
+    }
+
+    /// It is time to renew it.
+    pub(super) fn is_due(&self, now: Moment) -> bool {
+        self.refresh_at.is_some_and(|at| now >= at)
+    }
+
+    /// When it stops being used.
+    pub(super) fn usable_until(&self) -> Option<Moment> {
+        self.usable_until
+    }
 }

@@ -162,6 +162,132 @@ fn a_mistaken_file_is_named_at_the_start() {
 }
 
 #[tokio::test]
+async fn a_refresh_is_a_post_without_a_body_that_names_what_was_rejected() {
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let log = Arc::clone(&seen);
+    let router = Router::new().fallback(move |request: Request| async move {
+        let header = |name| {
+            request
+                .headers()
+                .get(name)
+                .map(|v| v.to_str().unwrap().to_owned())
+        };
+        log.lock().unwrap().push((
+            format!("{} {}", request.method(), request.uri()),
+            header("x-nexus-rejected"),
+            header("content-length"),
+            header("x-api-key"),
+        ));
+        r#"{"access_token":"new"}"#
+    });
+    let address = serve(router).await;
+    let key = file("key");
+    for (flavour, line) in [
+        (Flavour::Gateway, format!("POST /v1/refresh/{ID}")),
+        (Flavour::Broker, format!("POST /connections/{ID}/refresh")),
+    ] {
+        let mut config = config(flavour, address);
+        config.api_key_file = Some(key.path().to_owned());
+        ControlPlane::new(config)
+            .unwrap()
+            .refresh(id(), [0xab; 32])
+            .await
+            .unwrap();
+        let (sent, rejected, length, key) = seen.lock().unwrap().pop().unwrap();
+        assert_eq!(sent, line);
+        assert_eq!(rejected, Some(format!("sha256:{}", "ab".repeat(32))));
+        assert_eq!(
+            (length.as_deref(), key.as_deref()),
+            (Some("0"), Some("key"))
+        );
+    }
+}
+
+/// File, start of the exchange's title, then what the refresh came to.
+const REFRESHED: &str = "
+    refresh-oauth-rotate | gateway refresh 1 | refreshed
+    refresh-oauth-rotate | broker refresh 2 | refreshed
+    refresh-oauth-rotate | grpc front refresh | refreshed
+    refresh-oauth-no-expiry | gateway refresh 1 | refreshed
+    refresh-oauth-omit-rt | broker refresh 2 | denied credential_invalid
+    refresh-oauth-omit-rt | gateway refresh 3 | denied credential_invalid
+    refresh-oauth-omit-rt | grpc front refresh | open broker_unavailable
+    refresh-oauth-no-rt | gateway refresh 1 | denied credential_invalid
+    refresh-oauth-basic-client | gateway refresh 1 | denied attention_required
+    refresh-oauth-basic-client | broker refresh 2 | open connection_unknown
+    refresh-states | gateway refresh oauth-rotate@pending | open connection_unknown
+    refresh-states | broker refresh oauth-rotate@attention | open connection_unknown
+    refresh-provider-faults | broker refresh, provider says 400 | denied attention_required
+    refresh-provider-faults | broker refresh, provider says 429 | denied attention_required
+    refresh-provider-faults | broker refresh, provider says 500 | open broker_unavailable";
+
+#[tokio::test]
+async fn recorded_refreshes_come_to_their_rows() {
+    for row in REFRESHED.trim().lines() {
+        let [file, title, expected] = row.trim().split(" | ").collect::<Vec<_>>()[..] else {
+            panic!("{row}");
+        };
+        let address = wire::replay(wire::named(file, title).response).await;
+        let control = ControlPlane::new(config(Flavour::Gateway, address)).unwrap();
+        let came_to = match control.refresh(id(), [0; 32]).await {
+            Ok(()) => "refreshed".to_owned(),
+            Err(error) => {
+                let denied = if error.denies_refresh() {
+                    "denied"
+                } else {
+                    "open"
+                };
+                format!("{denied} {}", error.refresh_code().class().code)
+            }
+        };
+        assert_eq!(came_to, expected, "{row}");
+    }
+}
+
+#[tokio::test]
+async fn success_without_a_token_is_no_refresh() {
+    for body in [
+        "",
+        "{}",
+        r#"{"token":{}}"#,
+        r#"{"access_token":""}"#,
+        r#"{"access_token":null}"#,
+        r#"{"access_token":5}"#,
+        r#"{"ok":false,"error":"invalid_refresh_token"}"#,
+        r#"{"error":"broker_unavailable"}"#,
+    ] {
+        let address = serve(Router::new().fallback(move || async move { body })).await;
+        let control = ControlPlane::new(config(Flavour::Gateway, address)).unwrap();
+        let error = control.refresh(id(), [0; 32]).await.unwrap_err();
+        assert!(matches!(error, FetchError::Payload(_)), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn hung_refreshes_leave_room_for_reading() {
+    let router = Router::new().fallback(|request: Request| async move {
+        if request.method() == "POST" {
+            tokio::time::sleep(Duration::from_mins(5)).await;
+        }
+        "{}"
+    });
+    let mut config = config(Flavour::Gateway, serve(router).await);
+    config.timeout = Duration::from_millis(500);
+    let control = Arc::new(ControlPlane::new(config).unwrap());
+    let mut refreshes = tokio::task::JoinSet::new();
+    for _ in 0..100 {
+        let control = Arc::clone(&control);
+        refreshes.spawn(async move { control.refresh(id(), [0; 32]).await });
+    }
+    // Those that have not got their turn give up.
+    for _ in 0..100 - MAX_REFRESHES {
+        let given_up = refreshes.join_next().await.unwrap().unwrap();
+        assert!(matches!(given_up, Err(FetchError::Busy)));
+    }
+    assert!(control.token(id()).await.is_ok());
+}
+
+#[tokio::test]
 async fn redirects_are_not_followed() {
     let hits = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&hits);
