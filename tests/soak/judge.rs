@@ -1,6 +1,6 @@
 //! Looks at every request that reaches the upstream, knowing everything about every token.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -29,6 +29,8 @@ pub(crate) struct Verdicts {
     pub(crate) arrived: u64,
     /// Rejected at random.
     pub(crate) rejected: u64,
+    /// Of these, with a token that was replaced at that moment.
+    pub(crate) rotated: u64,
     /// Sent again after a rejection.
     pub(crate) replayed: u64,
     /// With no token, or one that was never issued.
@@ -44,7 +46,7 @@ pub(crate) struct Verdicts {
     /// With other content than the agent sent.
     pub(crate) corrupt: u64,
     /// The first of each, in words.
-    pub(crate) examples: Vec<String>,
+    pub(crate) examples: BTreeMap<String, String>,
 }
 
 pub(crate) struct Judge {
@@ -126,6 +128,10 @@ impl Judge {
         let now = Instant::now();
         inner.verdicts.rejected += 1;
         inner.rejected.entry(issued.token.clone()).or_insert(now);
+        // Half of the rejected were replaced behind the sidecar's back.
+        if inner.random.bool() && self.broker.rotate_between_refreshes(&issued.connection) {
+            inner.verdicts.rotated += 1;
+        }
         let id = number(seen, ID);
         inner.pending.insert(id, (issued.token, now));
         Some(Refusal::new(401, "rejected at random"))
@@ -175,14 +181,14 @@ impl Inner {
     }
 
     fn example(&mut self, what: &str, seen: &Seen, issued: Option<&Issued>) {
-        const MOST: usize = 10;
-        if self.verdicts.examples.len() < MOST {
-            let text = format!(
-                "{what}: {} {} at {:?}, token {issued:?}",
-                seen.method, seen.target, seen.arrived
-            );
-            self.verdicts.examples.push(text);
-        }
+        let text = format!(
+            "{} {} at {:?}, token {issued:?}",
+            seen.method, seen.target, seen.arrived
+        );
+        self.verdicts
+            .examples
+            .entry(what.to_owned())
+            .or_insert(text);
     }
 }
 

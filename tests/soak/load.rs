@@ -42,15 +42,15 @@ pub(crate) struct Counts {
     pub(crate) succeeded: u64,
     /// 401s of the upstream that came back.
     pub(crate) rejections: u64,
-    /// Answers of the sidecar's own, by code.
+    /// Everything else, by code or kind.
     pub(crate) codes: BTreeMap<String, u64>,
     /// Sent while the control plane was there, and had been for a while.
     pub(crate) sent_in_peace: u64,
     pub(crate) succeeded_in_peace: u64,
     /// Successes of each connection since the last outage ended.
     pub(crate) since_outage: BTreeMap<(u32, u32), u64>,
-    /// What an agent must never see, in words.
-    pub(crate) surprises: Vec<String>,
+    /// What an agent must never see: the first of each kind.
+    pub(crate) surprises: BTreeMap<String, String>,
     pub(crate) surprising: u64,
     ended: Option<tokio::time::Instant>,
 }
@@ -73,7 +73,6 @@ impl Tally {
     }
 
     fn count(&self, job: &Job, peace: bool, outcome: Outcome) {
-        const MOST: usize = 10;
         let mut inner = self.inner.lock().unwrap();
         inner.sent += 1;
         inner.sent_in_peace += u64::from(peace);
@@ -89,14 +88,10 @@ impl Tally {
                 let code = "broker_unavailable".to_owned();
                 *inner.codes.entry(code).or_default() += 1;
             }
-            Outcome::Surprise(what, code) => {
-                if let Some(code) = code {
-                    *inner.codes.entry(code).or_default() += 1;
-                }
+            Outcome::Surprise(kind, what) => {
                 inner.surprising += 1;
-                if inner.surprises.len() < MOST {
-                    inner.surprises.push(what);
-                }
+                *inner.codes.entry(kind.clone()).or_default() += 1;
+                inner.surprises.entry(kind).or_insert(what);
             }
         }
     }
@@ -106,7 +101,8 @@ enum Outcome {
     Success,
     Rejected,
     Unavailable,
-    Surprise(String, Option<String>),
+    /// Kind, and all of it.
+    Surprise(String, String),
 }
 
 /// One request to be sent.
@@ -188,7 +184,13 @@ impl Agent {
             Ok(outcome) => outcome,
             Err(error) => {
                 self.sender = None;
-                Outcome::Surprise(format!("no answer: {error}"), None)
+                let what = format!(
+                    "{error:?} to {} with {} bytes, chunked: {}",
+                    job.method,
+                    job.content.len(),
+                    job.chunked
+                );
+                Outcome::Surprise("no answer".to_owned(), what)
             }
         }
     }
@@ -220,7 +222,7 @@ impl Agent {
         self.sender = Some(sender);
         let text = String::from_utf8_lossy(&body);
         if text.contains(TOKEN_PREFIX) {
-            return Ok(Outcome::Surprise(format!("a token: {text}"), None));
+            return Ok(Outcome::Surprise("a token".to_owned(), text.into_owned()));
         }
         let header = |name| {
             parts
@@ -236,8 +238,8 @@ impl Agent {
                 Outcome::Unavailable
             }
             (status, code) => Outcome::Surprise(
+                code.map_or_else(|| status.to_string(), str::to_owned),
                 format!("{status} {code:?}, Retry-After {retry_after:?}: {text}"),
-                code.map(str::to_owned),
             ),
         })
     }

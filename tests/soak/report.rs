@@ -75,42 +75,13 @@ impl Report {
 
     /// Why this soak has failed; nothing if it has not.
     pub(crate) fn failures(&self) -> Vec<String> {
-        let mut failures = Vec::new();
+        let mut failures = self.wrong_requests();
         let mut must = |holds: bool, what: String| {
             if !holds {
                 failures.push(what);
             }
         };
         let v = &self.verdicts;
-        for (count, what) in [
-            (v.expired, "requests were sent with an expired token"),
-            (
-                v.superseded,
-                "requests were sent with a rejected token that had a successor",
-            ),
-            (
-                v.replayed_unchanged,
-                "requests were sent again with the rejected token",
-            ),
-            (
-                v.wrong_tenant,
-                "requests were sent with another connection's token",
-            ),
-            (
-                v.unknown,
-                "requests were sent with no token that was ever issued",
-            ),
-            (
-                v.corrupt,
-                "requests arrived with other content than was sent",
-            ),
-            (
-                self.counts.surprising,
-                "answers were none that an agent may see",
-            ),
-        ] {
-            must(count == 0, format!("{count} {what}"));
-        }
         let attention = self.attention;
         must(
             attention == 0,
@@ -158,8 +129,45 @@ impl Report {
             must(count > 0, what.to_owned());
         }
         must(!self.panicked, "the sidecar panicked".to_owned());
-        failures.extend(v.examples.iter().chain(&self.counts.surprises).cloned());
+        let examples = v.examples.iter().chain(&self.counts.surprises);
+        failures.extend(examples.map(|(kind, example)| format!("for example {kind}: {example}")));
         failures
+    }
+
+    /// What must not have happened even once.
+    fn wrong_requests(&self) -> Vec<String> {
+        let v = &self.verdicts;
+        [
+            (v.expired, "requests were sent with an expired token"),
+            (
+                v.superseded,
+                "requests were sent with a rejected token that had a successor",
+            ),
+            (
+                v.replayed_unchanged,
+                "requests were sent again with the rejected token",
+            ),
+            (
+                v.wrong_tenant,
+                "requests were sent with another connection's token",
+            ),
+            (
+                v.unknown,
+                "requests were sent with no token that was ever issued",
+            ),
+            (
+                v.corrupt,
+                "requests arrived with other content than was sent",
+            ),
+            (
+                self.counts.surprising,
+                "answers were none that an agent may see",
+            ),
+        ]
+        .into_iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect()
     }
 }
 
@@ -181,6 +189,7 @@ impl fmt::Display for Report {
         )?;
         row("requests at the upstream", v.arrived.to_string())?;
         row("  rejected at random", v.rejected.to_string())?;
+        row("    of which replaced meanwhile", v.rotated.to_string())?;
         row("  sent again", v.replayed.to_string())?;
         row("  with an expired token", v.expired.to_string())?;
         row(

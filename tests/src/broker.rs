@@ -159,6 +159,17 @@ impl Broker {
         self.account(id, Account::rotate);
     }
 
+    /// The same, unless a refresh is under way, whose token the rotation would use up. True if it was done.
+    pub fn rotate_between_refreshes(&self, id: &str) -> bool {
+        self.account(id, |account| {
+            let idle = !account.is_refreshing();
+            if idle {
+                account.rotate();
+            }
+            idle
+        })
+    }
+
     /// Moves a connection to another standing.
     pub fn set_standing(&self, id: &str, standing: Standing) {
         self.account(id, |account| account.standing = standing);
@@ -244,12 +255,7 @@ impl Broker {
     }
 
     fn account<T>(&self, id: &str, act: impl FnOnce(&mut Account) -> T) -> T {
-        self.state.with(id, |c| {
-            act(c
-                .account
-                .as_mut()
-                .expect("the connection has a provider behind it"))
-        })
+        self.state.account(id, act)
     }
 }
 

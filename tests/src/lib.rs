@@ -18,6 +18,7 @@ pub mod broker;
 pub mod canary;
 pub mod clients;
 pub mod guarded;
+pub mod mount;
 pub mod raw;
 pub mod route;
 pub mod scene;

@@ -11,6 +11,7 @@
 
 use std::time::Duration;
 
+use nexus_tests::agent;
 use nexus_tests::broker::{Answer, Broker, Provider, Standing};
 use nexus_tests::guarded::{Accepts, Guarded, REFUSED, Refuses};
 use nexus_tests::raw::{self, Outcome, RawAgent, Reply};
@@ -408,53 +409,56 @@ impl Dying {
     }
 }
 
+/// Sends a request on the connection that dies.
+async fn send_to_dying(dying: &Dying, method: &str, body: &[u8], key: bool) -> agent::Answer {
+    let agent = dying.sidecar.agent();
+    let call = agent.call(method.parse().unwrap(), "/").body(body.to_vec());
+    let call = call.provider("p");
+    if key {
+        call.header("Idempotency-Key", "7").send().await
+    } else {
+        call.send().await
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_on_a_kept_connection_that_dies_is_sent_again_on_a_new_one() {
-    for (method, body) in [
-        ("GET", ""),
-        ("DELETE", ""),
-        ("POST", "content"),
-        ("PUT", "content"),
+async fn an_idempotent_request_on_a_kept_connection_that_dies_is_sent_again_on_a_new_one() {
+    for (method, body, key) in [
+        ("GET", &b""[..], false),
+        ("DELETE", b"", false),
+        ("PUT", b"content", false),
+        ("POST", b"content", true),
     ] {
         let dying = Dying::start(|route| route).await;
-        let agent = dying.sidecar.agent();
-        let call = agent.call(method.parse().unwrap(), "/").body(body);
-        let answer = call.provider("p").send().await;
+        let answer = send_to_dying(&dying, method, body, key).await;
         assert_eq!(
             (answer.status, answer.text().as_str()),
             (200, "alive"),
             "{method}"
         );
-        let body = body.as_bytes().to_vec();
-        assert_eq!(
-            dying.arrivals(),
-            [(0, 1, body.clone()), (1, 0, body)],
-            "{method}"
-        );
+        let expected = [(0, 1, body.to_vec()), (1, 0, body.to_vec())];
+        assert_eq!(dying.arrivals(), expected, "{method}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_sent_again_fails_with_its_kept_connection() {
-    let small = json!({"on": [401], "maxBodyBytes": BUFFER});
-    let dying = Dying::start(|route| route.with("replay", small)).await;
-    let call = dying.sidecar.agent().post("/", vec![b'x'; BUFFER + 1]);
-    let answer = call.provider("p").send().await;
-    assert_eq!(
-        (answer.status, answer.error()),
-        (502, "upstream_unreachable")
-    );
-    assert_eq!(dying.arrivals().len(), 1, "over the buffer");
-
-    let gets = json!({"on": [401], "methods": ["GET"]});
-    let dying = Dying::start(|route| route.with("replay", gets)).await;
-    let answer = dying.sidecar.agent().post("/", "content").provider("p");
-    let answer = answer.send().await;
-    assert_eq!(
-        (answer.status, answer.error()),
-        (502, "upstream_unreachable")
-    );
-    assert_eq!(dying.arrivals().len(), 1, "not one of the route's methods");
+    let replay = json!({"on": [401], "maxBodyBytes": BUFFER, "methods": ["GET", "PUT"]});
+    let too_long = vec![b'x'; BUFFER + 1];
+    for (why, method, body) in [
+        ("the upstream may have acted on it", "POST", &b"content"[..]),
+        ("over the buffer", "PUT", &too_long),
+        ("not one of the route's methods", "DELETE", b""),
+    ] {
+        let dying = Dying::start(|route| route.with("replay", replay.clone())).await;
+        let answer = send_to_dying(&dying, method, body, false).await;
+        assert_eq!(
+            (answer.status, answer.error()),
+            (502, "upstream_unreachable"),
+            "{why}"
+        );
+        assert_eq!(dying.arrivals().len(), 1, "{why}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -142,6 +142,8 @@ pub(super) struct Account {
     expires_at: Option<SystemTime>,
     /// What the provider accepts next.
     accepted: Option<String>,
+    /// Refreshes that have read the refresh token and not yet stored what it brought.
+    refreshing: usize,
     issued_by_provider: usize,
     pub(super) history: Vec<Issued>,
     /// Positions in the history.
@@ -164,6 +166,7 @@ impl Account {
             record: Map::new(),
             expires_at: None,
             accepted: None,
+            refreshing: 0,
             issued_by_provider: 0,
             history: Vec::new(),
             numbers: HashMap::new(),
@@ -213,13 +216,16 @@ impl Account {
     }
 
     /// The refresh token that the broker sends to the provider, or why it does not.
-    pub(super) fn begin_refresh(&self) -> Result<String, Saying> {
+    pub(super) fn begin_refresh(&mut self) -> Result<String, Saying> {
         if self.standing != Standing::Active {
             let message = "Connection not active or not found";
             return Err(Saying::refused(404, "connection_not_found", message));
         }
         match self.record.get("refresh_token") {
-            Some(Value::String(token)) => Ok(token.clone()),
+            Some(Value::String(token)) => {
+                self.refreshing += 1;
+                Ok(token.clone())
+            }
             _ => Err(Saying::refused(
                 400,
                 "no_refresh_token",
@@ -254,6 +260,28 @@ impl Account {
         } else {
             Grant::Refused
         }
+    }
+
+    /// What the broker makes of the provider's answer.
+    pub(super) fn finish_refresh(&mut self, grant: Grant) -> Saying {
+        self.refreshing -= 1;
+        match grant {
+            Grant::Answer(answer) => {
+                self.store(answer.clone());
+                Saying::Refreshed(answer)
+            }
+            Grant::Failed(message) => Saying::refused(502, "upstream_error", &message),
+            Grant::Refused => {
+                self.standing = Standing::Attention;
+                Saying::attention(
+                    "The connection credentials are invalid or expired and cannot be refreshed. User re-consent is required.",
+                )
+            }
+        }
+    }
+
+    pub(super) fn is_refreshing(&self) -> bool {
+        self.refreshing > 0
     }
 
     /// The provider issues the next tokens.

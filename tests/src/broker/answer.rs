@@ -98,6 +98,17 @@ impl Answer {
         self
     }
 
+    /// This one, with `fixed` in the place of what is genuine.
+    pub(super) fn over(mut self, fixed: Self) -> Self {
+        if matches!(self.reply, Reply::Genuine) {
+            self.delay += fixed.delay;
+            self.pace = self.pace.or(fixed.pace);
+            self.lost |= fixed.lost;
+            self.reply = fixed.reply;
+        }
+        self
+    }
+
     /// Does everything but answer: the connection closes instead.
     #[must_use]
     pub fn lost(mut self) -> Self {

@@ -12,7 +12,6 @@ use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 
 use super::Front;
-use super::account::Grant;
 use super::answer::{Answer, Reply};
 use super::render::{self, Saying};
 use super::state::{Call, State, UnderWay};
@@ -210,11 +209,14 @@ async fn answer(request: &Message, state: &Arc<State>, channel: &mut Channel) ->
         client_certificate: channel.client_certificate.clone(),
     };
     let under_way = UnderWay::enter(state, &id, call, Arc::clone(&channel.socket));
-    let answer = if outage == Outage::Database {
+    let mut answer = if outage == Outage::Database {
         database_down(refresh)
     } else {
         state.plan(&id, refresh)
     };
+    if let Some(fixed) = state.with(&id, |c| c.account.is_none().then(|| c.fixed(refresh))) {
+        answer = answer.over(fixed);
+    }
     let reply = perform(&answer, state, &id, refresh, channel).await?;
     send(&reply.bytes, answer.pace, under_way, channel).await?;
     if let Some(number) = reply.delivers {
@@ -295,7 +297,6 @@ async fn perform(
 ) -> Result<Ready, Gone> {
     let mut delivers = None;
     let mut reply = answer.reply.clone();
-    let mut delay = answer.delay;
     if matches!(reply, Reply::Genuine) {
         let account = state.with(id, |c| {
             let account = c.account.as_ref()?;
@@ -312,15 +313,11 @@ async fn perform(
                 let saying = channel.during(work).await?;
                 reply = Reply::Says(saying.expect("a refresh does not panic"));
             }
-            None => {
-                let fixed = state.with(id, |c| c.fixed(refresh));
-                delay += fixed.delay;
-                reply = fixed.reply;
-            }
+            None => return Err(Gone),
         }
     }
-    if delay > Duration::ZERO {
-        channel.during(tokio::time::sleep(delay)).await?;
+    if answer.delay > Duration::ZERO {
+        channel.during(tokio::time::sleep(answer.delay)).await?;
     }
     let bytes = match reply {
         Reply::Says(saying) => saying.render(state.front),
@@ -340,42 +337,16 @@ async fn perform(
 /// As the broker does it: read the refresh token, call the provider, store what it answers. Nothing keeps two
 /// of these apart.
 async fn refresh_account(state: Arc<State>, id: String) -> Saying {
-    let begun = state.with(&id, |c| {
-        c.account
-            .as_ref()
-            .map(|account| (account.begin_refresh(), account.latency()))
-    });
-    let Some((refresh_token, latency)) = begun else {
-        let message = "Connection not active or not found";
-        return Saying::refused(404, "connection_not_found", message);
-    };
-    let refresh_token = match refresh_token {
+    let (begun, latency) =
+        state.account(&id, |account| (account.begin_refresh(), account.latency()));
+    let refresh_token = match begun {
         Ok(refresh_token) => refresh_token,
         Err(refused) => return refused,
     };
     tokio::time::sleep(latency / 2).await;
-    let grant = state.with(&id, |c| {
-        c.account
-            .as_mut()
-            .map(|account| account.grant(&refresh_token))
-    });
+    let grant = state.account(&id, |account| account.grant(&refresh_token));
     tokio::time::sleep(latency / 2).await;
-    state.with(&id, |c| match (grant, c.account.as_mut()) {
-        (Some(Grant::Answer(answer)), Some(account)) => {
-            account.store(answer.clone());
-            Saying::Refreshed(answer)
-        }
-        (Some(Grant::Failed(message)), _) => Saying::refused(502, "upstream_error", &message),
-        (Some(Grant::Refused), Some(account)) => {
-            account.standing = super::Standing::Attention;
-            Saying::attention(
-                "The connection credentials are invalid or expired and cannot be refreshed. User re-consent is required.",
-            )
-        }
-        (None | Some(Grant::Refused), _) | (Some(Grant::Answer(_)), None) => {
-            unreachable!("an account does not go away")
-        }
-    })
+    state.account(&id, |account| account.finish_refresh(grant))
 }
 
 /// Sends an answer. The call is over before its last byte leaves, since the caller may call again at that byte.

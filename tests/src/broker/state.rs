@@ -140,6 +140,18 @@ impl State {
         self.max_in_flight.fetch_max(now, Ordering::SeqCst);
     }
 
+    /// # Panics
+    ///
+    /// When the connection has no provider behind it.
+    pub(super) fn account<T>(&self, id: &str, act: impl FnOnce(&mut Account) -> T) -> T {
+        self.with(id, |c| {
+            act(c
+                .account
+                .as_mut()
+                .expect("the connection has a provider behind it"))
+        })
+    }
+
     /// Waits until the listener acts by this outage.
     pub(super) async fn settled(&self, outage: Outage) {
         let mut seen = self.seen_outage.subscribe();

@@ -212,3 +212,22 @@ async fn a_rotation_shows_in_the_next_token_and_not_in_one_that_is_being_answere
     assert_eq!(caller.access_token().await, broker.current(ID).token);
     assert_ne!(broker.current(ID).token, first);
 }
+
+#[tokio::test]
+async fn a_rotation_between_refreshes_does_not_use_a_token_up() {
+    let provider = Provider::new("p").latency(Duration::from_millis(200));
+    let (broker, caller) = broker_with(provider).await;
+    let first = broker.current(ID).token;
+    let (answer, rotated) = tokio::join!(caller.refresh(), async {
+        wait::until("the refresh", || (broker.refreshes(ID) == 1).then_some(())).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        broker.rotate_between_refreshes(ID)
+    });
+    assert_eq!((answer.status, rotated), (200, false));
+    let second = broker.current(ID).token;
+    assert!(broker.rotate_between_refreshes(ID));
+    let third = broker.current(ID).token;
+    assert!(first != second && second != third);
+    assert_eq!(caller.refresh().await.status, 200);
+    assert_eq!(broker.standing(ID), Standing::Active);
+}
