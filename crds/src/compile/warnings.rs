@@ -139,9 +139,6 @@ fn no_effect_yet(route: &TableRoute, grants: &Grants, warnings: &mut Vec<Warning
             format!("{kind} comes with a later version; until then requests fail with credential_invalid"),
         ));
     }
-    if route.replay.is_some() {
-        warnings.push(later("spec.replay"));
-    }
     if let Some(response) = route.response.as_deref() {
         if response.rewrite_links == Some(RewriteLinks::Body) {
             warnings.push(warning(
@@ -157,12 +154,6 @@ fn no_effect_yet(route: &TableRoute, grants: &Grants, warnings: &mut Vec<Warning
         }
     }
     selectors(route, grants, warnings);
-    for (index, connection) in route.connections.iter().enumerate() {
-        if connection.key_id.is_some() {
-            warnings.push(later(format!("spec.connections[{index}].keyConnectionId")));
-            break;
-        }
-    }
     for (index, connection) in route.connections.iter().enumerate() {
         if connection.variables.is_some() {
             warnings.push(later(format!("spec.connections[{index}].variables")));

@@ -115,7 +115,6 @@ fn a_deny_rule_silences_the_warning_about_its_endpoint() {
 #[test]
 fn fields_of_later_versions_are_accepted_and_say_so() {
     for (extra, field) in [
-        (json!({"replay": {"on": [403]}}), "spec.replay"),
         (
             json!({"response": {"rewriteLinks": "Body"}}),
             "spec.response.rewriteLinks",
@@ -129,10 +128,6 @@ fn fields_of_later_versions_are_accepted_and_say_so() {
             "spec.podSelector",
         ),
         (json!({"serviceAccounts": ["a"]}), "spec.serviceAccounts"),
-        (
-            json!({"connections": [{"connectionId": ID_1, "keyConnectionId": ID_2}]}),
-            "spec.connections[0].keyConnectionId",
-        ),
         (
             json!({"connections": [{"connectionId": ID_1, "variables": {"a": "b"}}]}),
             "spec.connections[0].variables",
