@@ -73,6 +73,19 @@ pub struct RunArgs {
     )]
     pub tenants: Option<Vec<String>>,
 
+    /// What the webhook decided when it admitted this pod: its annotation nexus.io/admitted
+    ///
+    /// JSON with version, tenants, labels and serviceAccount. The tenants are those that requests may name; a
+    /// route whose podSelector or serviceAccounts do not fit is not served. Not for use by hand: the webhook
+    /// sets NEXUS_ADMITTED.
+    #[arg(
+        long,
+        env = "NEXUS_ADMITTED",
+        value_name = "JSON",
+        conflicts_with = "tenants"
+    )]
+    pub admitted: Option<String>,
+
     #[command(flatten)]
     pub serve: ServeArgs,
 }
