@@ -282,6 +282,35 @@ mod tests {
     }
 
     #[test]
+    fn secrets_are_named_by_their_files() {
+        const OF_SECRETS: [&str; 7] = [
+            "auth",
+            "cert",
+            "credential",
+            "key",
+            "password",
+            "secret",
+            "token",
+        ];
+        let mut files = 0;
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let name = argument.get_id().as_str();
+                // A time, of all credentials together.
+                if !OF_SECRETS.iter().any(|word| name.contains(word))
+                    || name == "credential_max_age"
+                {
+                    continue;
+                }
+                let value = argument.get_value_names().unwrap_or_default();
+                assert!(value == ["FILE"], "{name} takes {value:?}");
+                files += 1;
+            }
+        }
+        assert!(files >= 5);
+    }
+
+    #[test]
     fn durations_are_written_with_units() {
         assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
         assert!(duration("5").is_err());
