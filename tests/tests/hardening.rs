@@ -45,8 +45,10 @@ impl Place {
         let folder = tempfile::tempdir().unwrap();
         fs::set_permissions(folder.path(), Permissions::from_mode(0o777)).unwrap();
         let binary = folder.path().join("nexus-sidecar");
-        fs::copy(sidecar::binary(), &binary).unwrap();
-        fs::set_permissions(&binary, Permissions::from_mode(0o755)).unwrap();
+        // By a process of its own: a program that a child of another test still holds open for writing cannot be run.
+        let mut install = Command::new("install");
+        install.args(["-m", "755"]).arg(sidecar::binary()).arg(&binary);
+        assert!(install.status().unwrap().success());
         Self { folder, binary }
     }
 
