@@ -17,6 +17,7 @@ use crate::args::ServeArgs;
 use crate::credential::cache::{CacheSettings, CredentialCache};
 use crate::credential::client::ControlPlane;
 use crate::drain;
+use crate::identity::Identity;
 use crate::limiter::RateLimiter;
 use crate::metrics::{Metrics, Reading};
 use crate::proxy::Proxy;
@@ -47,6 +48,8 @@ pub struct Config {
     pub control: ControlPlane,
     /// Settings of the credential cache.
     pub cache: CacheSettings,
+    /// Whom it works for, which decides about the routes.
+    pub identity: Identity,
     /// Tenants that requests may name.
     pub tenants: Tenants,
 }
@@ -82,6 +85,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         routes,
         control,
         cache,
+        identity,
         tenants,
     } = config;
     let listeners = bind_proxy(&serve.listen)?;
@@ -117,6 +121,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let streams = Arc::new(Streams::default());
     let reloader = Reloader {
         source: routes,
+        identity,
         shared: Arc::clone(&shared),
         upstreams,
         credentials: Arc::clone(&credentials),

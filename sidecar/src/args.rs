@@ -73,6 +73,19 @@ pub struct RunArgs {
     )]
     pub tenants: Option<Vec<String>>,
 
+    /// What the webhook decided when it admitted this pod: its annotation nexus.io/admitted
+    ///
+    /// JSON with version, tenants, labels and serviceAccount. The tenants are those that requests may name; a
+    /// route whose podSelector or serviceAccounts do not fit is not served. Not for use by hand: the webhook
+    /// sets NEXUS_ADMITTED.
+    #[arg(
+        long,
+        env = "NEXUS_ADMITTED",
+        value_name = "JSON",
+        conflicts_with = "tenants"
+    )]
+    pub admitted: Option<String>,
+
     #[command(flatten)]
     pub serve: ServeArgs,
 }
@@ -266,6 +279,35 @@ mod tests {
             }
         }
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn secrets_are_named_by_their_files() {
+        const OF_SECRETS: [&str; 7] = [
+            "auth",
+            "cert",
+            "credential",
+            "key",
+            "password",
+            "secret",
+            "token",
+        ];
+        let mut files = 0;
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let name = argument.get_id().as_str();
+                // A time, of all credentials together.
+                if !OF_SECRETS.iter().any(|word| name.contains(word))
+                    || name == "credential_max_age"
+                {
+                    continue;
+                }
+                let value = argument.get_value_names().unwrap_or_default();
+                assert!(value == ["FILE"], "{name} takes {value:?}");
+                files += 1;
+            }
+        }
+        assert!(files >= 5);
     }
 
     #[test]

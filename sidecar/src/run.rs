@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use nexus_crds::admitted::Admitted;
 use nexus_crds::names;
 use nexus_crds::table::RouteTable;
 use tokio::runtime::{Builder, Runtime};
@@ -14,6 +15,8 @@ use crate::args::{ControlArgs, DevArgs, RunArgs, ServeArgs};
 use crate::credential::cache::CacheSettings;
 use crate::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
 use crate::dev::{self, DevOptions, DevSetup};
+use crate::hardening;
+use crate::identity::Identity;
 use crate::manifest::problem::Problem;
 use crate::manifest::{self, Failure, Loaded};
 use crate::routes::Tenants;
@@ -23,9 +26,10 @@ use crate::telemetry;
 /// Serves until the process is told to stop.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(&args.serve.log_level)?;
+    hardening::apply();
     raise_file_limit();
+    let (identity, tenants) = identity(args.admitted.as_deref(), args.tenants.clone())?;
     let control = ControlPlane::new(control_plane(args.control.clone())?)?;
-    let tenants = allowed(args.tenants.clone())?;
     log_configuration(&args);
     let RunArgs {
         routes,
@@ -49,6 +53,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
             routes,
             control,
             cache,
+            identity,
             tenants,
         })
         .await?
@@ -65,6 +70,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
         serve,
     } = args;
     telemetry::start(&serve.log_level)?;
+    hardening::apply();
     raise_file_limit();
     let options = DevOptions {
         routes,
@@ -94,6 +100,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
             },
             control: ControlPlane::new(control)?,
             cache: CacheSettings::default(),
+            identity: Identity::unknown(),
             tenants: Tenants::NamedByRoutes,
         })
         .await?;
@@ -185,6 +192,20 @@ fn control_plane(args: ControlArgs) -> anyhow::Result<ControlPlaneConfig> {
     })
 }
 
+/// Whom the sidecar works for, and the tenants that this lets requests name.
+fn identity(
+    admitted: Option<&str>,
+    tenants: Option<Vec<String>>,
+) -> anyhow::Result<(Identity, Tenants)> {
+    let Some(json) = admitted else {
+        return Ok((Identity::unknown(), allowed(tenants)?));
+    };
+    let admitted = Admitted::parse(json).context("--admitted (NEXUS_ADMITTED)")?;
+    let tenants = admitted.tenants.iter().cloned();
+    let tenants = Tenants::Listed(tenants.map(String::into_boxed_str).collect());
+    Ok((Identity::pod(admitted), tenants))
+}
+
 fn allowed(tenants: Option<Vec<String>>) -> anyhow::Result<Tenants> {
     let Some(tenants) = tenants else {
         return Ok(Tenants::NamedByRoutes);
@@ -211,6 +232,7 @@ fn log_configuration(args: &RunArgs) {
         routes,
         control,
         tenants,
+        admitted,
         serve,
     } = args;
     let ControlArgs {
@@ -237,6 +259,7 @@ fn log_configuration(args: &RunArgs) {
         allow_insecure_gateway,
         ?credential_max_age,
         ?tenants,
+        admitted,
         ?serve,
         "starting"
     );

@@ -167,13 +167,11 @@ fn selectors(route: &TableRoute, grants: &Grants, warnings: &mut Vec<Warning>) {
         (route.pod_selector.is_some(), "spec.podSelector"),
         (!route.service_accounts.is_empty(), "spec.serviceAccounts"),
     ] {
-        match grants {
-            _ if !set => {}
-            Grants::Local => warnings.push(warning(
+        if set && matches!(grants, Grants::Local) {
+            warnings.push(warning(
                 field,
-                "has no effect here: there are no pods, the route is for every caller",
-            )),
-            Grants::Cluster(_) => warnings.push(later(field)),
+                "has no effect outside a pod (run without --admitted): the route is for every caller",
+            ));
         }
     }
 }
