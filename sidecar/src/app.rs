@@ -31,6 +31,7 @@ use crate::routes::watch::RouteWatch;
 use crate::routes::{SharedRoutes, Tenants};
 use crate::server::Server;
 use crate::server::activity::Connections;
+use crate::upstream::egress::EgressProxy;
 use crate::upstream::{Settings as UpstreamSettings, Upstreams};
 
 const PROXY_PORT: u16 = 8080;
@@ -50,6 +51,8 @@ pub struct Config {
     pub cache: CacheSettings,
     /// Tenants that requests may name.
     pub tenants: Tenants,
+    /// The proxy that upstreams are reached through.
+    pub egress: Option<EgressProxy>,
 }
 
 /// Reads the routes anew at every call. Runs on a blocking thread.
@@ -84,6 +87,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         control,
         cache,
         tenants,
+        egress,
     } = config;
     let listeners = bind_proxy(&serve.listen)?;
     let admin_listener = bind_admin(serve.admin)?;
@@ -100,6 +104,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let upstreams = Upstreams::new(UpstreamSettings {
         own_listeners,
         forbidden: control.address().into_iter().collect(),
+        egress: egress.map(Arc::new),
         ..UpstreamSettings::default()
     });
     let credentials = CredentialCache::new(Arc::new(control), cache, Arc::clone(&metrics));

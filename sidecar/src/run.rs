@@ -10,7 +10,7 @@ use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use crate::app::{self, Config, RouteSource};
-use crate::args::{ControlArgs, DevArgs, RunArgs, ServeArgs};
+use crate::args::{ControlArgs, DevArgs, EgressArgs, RunArgs, ServeArgs};
 use crate::credential::cache::CacheSettings;
 use crate::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
 use crate::dev::{self, DevOptions, DevSetup};
@@ -19,6 +19,7 @@ use crate::manifest::{self, Failure, Loaded};
 use crate::routes::Tenants;
 use crate::routes::watch::{RouteWatch, Timing};
 use crate::telemetry;
+use crate::upstream::egress::{EgressConfigError, EgressProxy};
 
 /// Serves until the process is told to stop.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
@@ -26,6 +27,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     raise_file_limit();
     let control = ControlPlane::new(control_plane(args.control.clone())?)?;
     let tenants = allowed(args.tenants.clone())?;
+    let egress = egress(&args.serve.egress)?;
     log_configuration(&args);
     let RunArgs {
         routes,
@@ -50,6 +52,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
             control,
             cache,
             tenants,
+            egress,
         })
         .await?
         .run("")
@@ -66,6 +69,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
     } = args;
     telemetry::start(&serve.log_level)?;
     raise_file_limit();
+    let egress = egress(&serve.egress)?;
     let options = DevOptions {
         routes,
         credentials,
@@ -95,6 +99,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
             control: ControlPlane::new(control)?,
             cache: CacheSettings::default(),
             tenants: Tenants::NamedByRoutes,
+            egress,
         })
         .await?;
         let banner = bound
@@ -183,6 +188,27 @@ fn control_plane(args: ControlArgs) -> anyhow::Result<ControlPlaneConfig> {
         allow_insecure: allow_insecure_gateway,
         ..ControlPlaneConfig::new(flavour, url)
     })
+}
+
+/// Before anything is logged, since only then a password in the URL is known to be none.
+fn egress(args: &EgressArgs) -> Result<Option<EgressProxy>, EgressConfigError> {
+    let EgressArgs {
+        egress_proxy,
+        no_egress_proxy,
+        egress_proxy_credentials,
+        egress_proxy_ca,
+    } = args;
+    egress_proxy
+        .as_ref()
+        .map(|url| {
+            EgressProxy::new(
+                url,
+                no_egress_proxy,
+                egress_proxy_credentials.as_deref(),
+                egress_proxy_ca.as_deref(),
+            )
+        })
+        .transpose()
 }
 
 fn allowed(tenants: Option<Vec<String>>) -> anyhow::Result<Tenants> {

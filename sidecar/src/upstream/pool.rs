@@ -30,6 +30,8 @@ pub struct Pool<B: RequestBody> {
     target: Target,
     /// True if requests take connections of their own; false if they share some, or it is not known yet.
     exclusive: AtomicBool,
+    /// A connection that was kept ended without an answer, and no request was sent since.
+    distrusted: AtomicBool,
     idle: h1::Idle<B>,
     shared: Mutex<Shared<B>>,
 }
@@ -71,6 +73,7 @@ impl<B: RequestBody> Pool<B> {
             upstreams: Arc::downgrade(upstreams),
             target,
             exclusive: AtomicBool::new(exclusive),
+            distrusted: AtomicBool::new(false),
             idle: h1::Idle::new(limit),
             shared: Mutex::new(Shared {
                 connections: Vec::new(),
@@ -81,7 +84,7 @@ impl<B: RequestBody> Pool<B> {
 
     /// Sends one request, whose URI is in origin form and which has a `Host`; over HTTP/2 both become `:scheme`,
     /// `:authority` and `:path`. Ready when the answer's head is there. `connect_timeout` bounds the time without a
-    /// connection, TLS and HTTP/2 settings included.
+    /// connection: names, egress proxy, TLS and HTTP/2 settings included.
     ///
     /// A request that cannot be written to a kept connection, because it ended in the meantime, goes to another one;
     /// any other failure is the caller's to judge. Dropping the future cancels the request.
@@ -94,11 +97,19 @@ impl<B: RequestBody> Pool<B> {
             limit: connect_timeout.min(MAX_CONNECT_TIMEOUT),
             at: None,
         };
+        if self.distrusted.load(Ordering::Relaxed) {
+            self.distrusted.store(false, Ordering::Relaxed);
+            // Lets the tasks of the shared connections read what has arrived, so that the ended ones are known.
+            tokio::task::yield_now().await;
+        }
         let mut closed_at_once = 0;
         while closed_at_once < MAX_CLOSED_AT_ONCE {
             let sent = if self.exclusive.load(Ordering::Relaxed) {
                 match self.idle.take() {
-                    Some(connection) => connection.send(request).await?,
+                    Some(connection) => connection
+                        .send(request)
+                        .await
+                        .inspect_err(|error| self.distrust(error))?,
                     // Boxed: it is large, and most requests never come here.
                     None => match Box::pin(self.connect(&mut deadline)).await? {
                         Some(connection) => connection.send(request).await?,
@@ -147,12 +158,24 @@ impl<B: RequestBody> Pool<B> {
         mut request: Request<B>,
     ) -> Result<Sent<B>, SendError> {
         self.target.make_http2(&mut request)?;
-        match room.send(request).await? {
+        let sent = room.send(request).await;
+        match sent.inspect_err(|error| self.distrust(error))? {
             Sent::Not(mut request) => {
                 make_http1(&mut request)?;
                 Ok(Sent::Not(request))
             }
             answer @ Sent::Answer(_) => Ok(answer),
+        }
+    }
+
+    /// Closes the connections that carry no request, if one that was kept turned out to have been closed by the
+    /// upstream. Others of the same age probably were as well, and nobody has read that yet: a request that is
+    /// repeated gets one that was in use since, or a new one. Shared ones may carry other requests and are looked at
+    /// before the next is sent.
+    fn distrust(&self, error: &SendError) {
+        if let SendError::Unanswered { reused: true, .. } = error {
+            self.idle.clear();
+            self.distrusted.store(true, Ordering::Relaxed);
         }
     }
 
@@ -243,7 +266,7 @@ impl<B: RequestBody> Pool<B> {
         upstreams: &Upstreams<B>,
     ) -> Result<Option<Box<h1::Connection<B>>>, ConnectError> {
         let target = &self.target;
-        let tcp = dial(
+        let socket = dial(
             &target.host,
             target.port,
             target.allow_private,
@@ -251,14 +274,14 @@ impl<B: RequestBody> Pool<B> {
         )
         .await?;
         let (stream, http2) = match &target.tls {
-            None => (Stream::from(tcp), target.always_http2()),
+            None => (Stream::from(socket), target.always_http2()),
             Some(tls) => {
                 let config = tls
                     .config(&upstreams.tls)
                     .await
                     .map_err(ConnectError::Tls)?;
                 let stream = TlsConnector::from(config)
-                    .connect(tls.name.clone(), tcp)
+                    .connect(tls.name.clone(), socket)
                     .await
                     .map_err(ConnectError::Handshake)?;
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
