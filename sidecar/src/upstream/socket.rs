@@ -31,16 +31,6 @@ impl Socket {
         self.early = early;
         self
     }
-
-    /// The TCP connection below.
-    #[cfg(test)]
-    pub(super) fn tcp(&self) -> &TcpStream {
-        match &self.wire {
-            Wire::Tcp(stream) => stream,
-            Wire::Tls(stream) => stream.get_ref().0,
-            Wire::Memory(_) => panic!("there is no socket"),
-        }
-    }
 }
 
 impl From<TcpStream> for Socket {
