@@ -30,8 +30,6 @@ pub struct Pool<B: RequestBody> {
     target: Target,
     /// True if requests take connections of their own; false if they share some, or it is not known yet.
     exclusive: AtomicBool,
-    /// A connection that was kept ended without an answer, and no request was sent since.
-    distrusted: AtomicBool,
     idle: h1::Idle<B>,
     shared: Mutex<Shared<B>>,
 }
@@ -73,7 +71,6 @@ impl<B: RequestBody> Pool<B> {
             upstreams: Arc::downgrade(upstreams),
             target,
             exclusive: AtomicBool::new(exclusive),
-            distrusted: AtomicBool::new(false),
             idle: h1::Idle::new(limit),
             shared: Mutex::new(Shared {
                 connections: Vec::new(),
@@ -97,11 +94,6 @@ impl<B: RequestBody> Pool<B> {
             limit: connect_timeout.min(MAX_CONNECT_TIMEOUT),
             at: None,
         };
-        if self.distrusted.load(Ordering::Relaxed) {
-            self.distrusted.store(false, Ordering::Relaxed);
-            // Lets the tasks of the shared connections read what has arrived, so that the ended ones are known.
-            tokio::task::yield_now().await;
-        }
         let mut closed_at_once = 0;
         while closed_at_once < MAX_CLOSED_AT_ONCE {
             let sent = if self.exclusive.load(Ordering::Relaxed) {
@@ -109,7 +101,7 @@ impl<B: RequestBody> Pool<B> {
                     Some(connection) => connection
                         .send(request)
                         .await
-                        .inspect_err(|error| self.distrust(error))?,
+                        .inspect_err(|error| self.distrust_idle(error))?,
                     // Boxed: it is large, and most requests never come here.
                     None => match Box::pin(self.connect(&mut deadline)).await? {
                         Some(connection) => connection.send(request).await?,
@@ -158,8 +150,7 @@ impl<B: RequestBody> Pool<B> {
         mut request: Request<B>,
     ) -> Result<Sent<B>, SendError> {
         self.target.make_http2(&mut request)?;
-        let sent = room.send(request).await;
-        match sent.inspect_err(|error| self.distrust(error))? {
+        match room.send(request).await? {
             Sent::Not(mut request) => {
                 make_http1(&mut request)?;
                 Ok(Sent::Not(request))
@@ -170,12 +161,10 @@ impl<B: RequestBody> Pool<B> {
 
     /// Closes the connections that carry no request, if one that was kept turned out to have been closed by the
     /// upstream. Others of the same age probably were as well, and nobody has read that yet: a request that is
-    /// repeated gets one that was in use since, or a new one. Shared ones may carry other requests and are looked at
-    /// before the next is sent.
-    fn distrust(&self, error: &SendError) {
+    /// repeated gets one that was in use since, or a new one.
+    fn distrust_idle(&self, error: &SendError) {
         if let SendError::Unanswered { reused: true, .. } = error {
             self.idle.clear();
-            self.distrusted.store(true, Ordering::Relaxed);
         }
     }
 

@@ -34,9 +34,11 @@ pub enum EgressError {
     /// CONNECT could not be sent, or its answer is not HTTP, too large or cut off.
     #[error("the egress proxy gave no answer to CONNECT that can be read")]
     Answer(#[source] hyper::Error),
-    /// The proxy wants other credentials than it got (407).
-    #[error("the egress proxy answered 407 Proxy Authentication Required")]
+    /// The proxy wants other credentials than it got.
+    #[error("the egress proxy answered CONNECT with {status}")]
     Unauthorized {
+        /// 407, or 401 as tinyproxy has it for a wrong password.
+        status: StatusCode,
         /// True if some were sent.
         sent: bool,
     },
@@ -79,12 +81,16 @@ impl EgressError {
             Self::Answer(_) => {
                 "the egress proxy closed the connection before it answered CONNECT".into()
             }
-            Self::Unauthorized { sent: true } => {
-                "the egress proxy does not accept the user name and password of --egress-proxy-credentials (407)".into()
-            }
-            Self::Unauthorized { sent: false } => {
-                "the egress proxy demands a user name and password (407): the sidecar needs --egress-proxy-credentials".into()
-            }
+            Self::Unauthorized { status, sent: true } => format!(
+                "the egress proxy does not accept the user name and password of --egress-proxy-credentials ({})",
+                status.as_str()
+            )
+            .into(),
+            Self::Unauthorized { status, sent: false } => format!(
+                "the egress proxy demands a user name and password ({}): the sidecar needs --egress-proxy-credentials",
+                status.as_str()
+            )
+            .into(),
             Self::Status(status) => {
                 format!("the egress proxy answered CONNECT with {status}").into()
             }

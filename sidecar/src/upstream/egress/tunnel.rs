@@ -70,11 +70,12 @@ async fn connect(socket: Socket, request: Request<Empty<Bytes>>) -> Result<Socke
         ended = &mut connection => (answer.await, Some(ended)),
     };
     let status = answer.map_err(EgressError::Answer)?.status();
-    if status == StatusCode::PROXY_AUTHENTICATION_REQUIRED {
-        return Err(EgressError::Unauthorized { sent });
-    }
-    if !status.is_success() {
-        return Err(EgressError::Status(status));
+    match status {
+        StatusCode::PROXY_AUTHENTICATION_REQUIRED | StatusCode::UNAUTHORIZED => {
+            return Err(EgressError::Unauthorized { status, sent });
+        }
+        status if !status.is_success() => return Err(EgressError::Status(status)),
+        _ => {}
     }
     let ended = match ended {
         Some(ended) => ended,
