@@ -31,6 +31,7 @@ use crate::routes::watch::RouteWatch;
 use crate::routes::{SharedRoutes, Tenants};
 use crate::server::Server;
 use crate::server::activity::Connections;
+use crate::upstream::egress::EgressProxy;
 use crate::upstream::{Settings as UpstreamSettings, Upstreams};
 
 const PROXY_PORT: u16 = 8080;
@@ -52,6 +53,8 @@ pub struct Config {
     pub identity: Identity,
     /// Tenants that requests may name.
     pub tenants: Tenants,
+    /// The proxy that upstreams are reached through.
+    pub egress: Option<EgressProxy>,
 }
 
 /// Reads the routes anew at every call. Runs on a blocking thread.
@@ -87,6 +90,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         cache,
         identity,
         tenants,
+        egress,
     } = config;
     let listeners = bind_proxy(&serve.listen)?;
     let admin_listener = bind_admin(serve.admin)?;
@@ -103,6 +107,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let upstreams = Upstreams::new(UpstreamSettings {
         own_listeners,
         forbidden: control.address().into_iter().collect(),
+        egress: egress.map(Arc::new),
         ..UpstreamSettings::default()
     });
     let shared: SharedRoutes = Arc::new(ArcSwapOption::empty());

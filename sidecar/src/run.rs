@@ -11,7 +11,7 @@ use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use crate::app::{self, Config, RouteSource};
-use crate::args::{ControlArgs, DevArgs, RunArgs, ServeArgs};
+use crate::args::{ControlArgs, DevArgs, EgressArgs, RunArgs, ServeArgs};
 use crate::credential::cache::CacheSettings;
 use crate::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
 use crate::dev::{self, DevOptions, DevSetup};
@@ -22,6 +22,7 @@ use crate::manifest::{self, Failure, Loaded};
 use crate::routes::Tenants;
 use crate::routes::watch::{RouteWatch, Timing};
 use crate::telemetry;
+use crate::upstream::egress::{EgressConfigError, EgressProxy};
 
 /// Serves until the process is told to stop.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
@@ -30,6 +31,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
     raise_file_limit();
     let (identity, tenants) = identity(args.admitted.as_deref(), args.tenants.clone())?;
     let control = ControlPlane::new(control_plane(args.control.clone())?)?;
+    let egress = egress(&args.serve.egress)?;
     log_configuration(&args);
     let RunArgs {
         routes,
@@ -55,6 +57,7 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
             cache,
             identity,
             tenants,
+            egress,
         })
         .await?
         .run("")
@@ -72,6 +75,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
     telemetry::start(&serve.log_level)?;
     hardening::apply();
     raise_file_limit();
+    let egress = egress(&serve.egress)?;
     let options = DevOptions {
         routes,
         credentials,
@@ -102,6 +106,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
             cache: CacheSettings::default(),
             identity: Identity::unknown(),
             tenants: Tenants::NamedByRoutes,
+            egress,
         })
         .await?;
         let banner = bound
@@ -204,6 +209,27 @@ fn identity(
     let tenants = admitted.tenants.iter().cloned();
     let tenants = Tenants::Listed(tenants.map(String::into_boxed_str).collect());
     Ok((Identity::pod(admitted), tenants))
+}
+
+/// Before anything is logged, since only then a password in the URL is known to be none.
+fn egress(args: &EgressArgs) -> Result<Option<EgressProxy>, EgressConfigError> {
+    let EgressArgs {
+        egress_proxy,
+        no_egress_proxy,
+        egress_proxy_credentials,
+        egress_proxy_ca,
+    } = args;
+    egress_proxy
+        .as_ref()
+        .map(|url| {
+            EgressProxy::new(
+                url,
+                no_egress_proxy,
+                egress_proxy_credentials.as_deref(),
+                egress_proxy_ca.as_deref(),
+            )
+        })
+        .transpose()
 }
 
 fn allowed(tenants: Option<Vec<String>>) -> anyhow::Result<Tenants> {

@@ -81,6 +81,7 @@ async fn sidecar(upstream: SocketAddr, broker: SocketAddr) -> SocketAddr {
         cache: CacheSettings::default(),
         identity: Identity::unknown(),
         tenants: Tenants::NamedByRoutes,
+        egress: None,
     })
     .await
     .unwrap();
