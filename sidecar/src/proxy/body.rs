@@ -13,6 +13,7 @@ use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
 use super::headers::filter_trailers;
+use super::respond::DecodeError;
 use crate::credential::Credential;
 use crate::routes::Route;
 
@@ -34,9 +35,12 @@ pub enum BodyError {
     /// `timeouts.request` is over.
     #[error("timeouts.request is over")]
     Deadline,
-    /// A credential was found in the body and the route says `scrub: Block`.
-    #[error("a credential was found in the body")]
+    /// A credential was found in the answer and the route says `scrub: Block`.
+    #[error("a credential was found in the answer")]
     Blocked,
+    /// The body is compressed and holds a credential, or cannot be looked through.
+    #[error("the compressed body was cut")]
+    Compressed(#[from] DecodeError),
 }
 
 /// What goes to the upstream.
