@@ -117,14 +117,6 @@ fn fields_of_later_versions_are_accepted_and_say_so() {
     for (extra, field) in [
         (json!({"replay": {"on": [403]}}), "spec.replay"),
         (
-            json!({"response": {"rewriteLinks": "Body"}}),
-            "spec.response.rewriteLinks",
-        ),
-        (
-            json!({"response": {"setCookie": "Pass"}}),
-            "spec.response.setCookie",
-        ),
-        (
             json!({"podSelector": {"matchLabels": {"a": "b"}}}),
             "spec.podSelector",
         ),
