@@ -69,7 +69,7 @@ fn without_connection_bound(value: &HeaderValue) -> Option<HeaderValue> {
         })
     };
     let elements = list_elements(value.as_bytes());
-    if !elements.iter().any(|element| bound(&element)) {
+    if !elements.iter().any(bound) {
         return Some(value.clone());
     }
     let kept: Vec<&[u8]> = elements
@@ -85,14 +85,13 @@ fn without_connection_bound(value: &HeaderValue) -> Option<HeaderValue> {
 
 /// What commas outside of quoted strings part (RFC 9110 section 5.6.1).
 fn list_elements(value: &[u8]) -> Vec<&[u8]> {
-    let (mut quoted, mut escaped) = (false, false);
+    let (mut quoted, mut after_backslash) = (false, false);
     value
         .split(|byte| {
-            let escapes = quoted && *byte == b'\\' && !escaped;
-            if *byte == b'"' && !escaped {
+            if *byte == b'"' && !after_backslash {
                 quoted = !quoted;
             }
-            escaped = escapes;
+            after_backslash = quoted && *byte == b'\\' && !after_backslash;
             *byte == b',' && !quoted
         })
         .collect()

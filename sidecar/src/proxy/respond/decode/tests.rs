@@ -89,7 +89,7 @@ fn zstd(parts: &[&[u8]], window: u32) -> Vec<Vec<u8>> {
         let mut piece = Vec::new();
         let mut input = InBuffer::around(part);
         loop {
-            let mut buffer = [0; 1 << 16];
+            let mut buffer = vec![0; 1 << 16];
             let mut output = OutBuffer::around(&mut buffer[..]);
             let left = context
                 .compress_stream2(&mut output, &mut input, end)
