@@ -14,6 +14,7 @@
 )]
 
 pub mod agent;
+pub mod answering;
 pub mod broker;
 pub mod canary;
 pub mod clients;

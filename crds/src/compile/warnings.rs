@@ -5,9 +5,9 @@ mod reach;
 use crate::compile::merge::{self, Route};
 use crate::compile::warning;
 use crate::grants::Grants;
-use crate::matcher::{RewriteLinks, Scrub};
+use crate::matcher::Scrub;
 use crate::provider::NexusProvider;
-use crate::spec::{AccessMode, SetCookie};
+use crate::spec::AccessMode;
 use crate::status::Warning;
 use crate::strategy::{Strategy, StrategyError};
 use crate::table::{TableConnection, TableRoute};
@@ -138,20 +138,6 @@ fn no_effect_yet(route: &TableRoute, grants: &Grants, warnings: &mut Vec<Warning
             "spec.strategy.type",
             format!("{kind} comes with a later version; until then requests fail with credential_invalid"),
         ));
-    }
-    if let Some(response) = route.response.as_deref() {
-        if response.rewrite_links == Some(RewriteLinks::Body) {
-            warnings.push(warning(
-                "spec.response.rewriteLinks",
-                "Body has no effect yet: links are rewritten in headers only",
-            ));
-        }
-        if response.set_cookie == Some(SetCookie::Pass) {
-            warnings.push(warning(
-                "spec.response.setCookie",
-                "Pass has no effect yet: cookies are stripped",
-            ));
-        }
     }
     selectors(route, grants, warnings);
     for (index, connection) in route.connections.iter().enumerate() {

@@ -138,14 +138,6 @@ fn selectors_are_pointed_out_where_there_may_be_no_pod() {
 fn fields_of_later_versions_are_accepted_and_say_so() {
     for (extra, field) in [
         (
-            json!({"response": {"rewriteLinks": "Body"}}),
-            "spec.response.rewriteLinks",
-        ),
-        (
-            json!({"response": {"setCookie": "Pass"}}),
-            "spec.response.setCookie",
-        ),
-        (
             json!({"connections": [{"connectionId": ID_1, "variables": {"a": "b"}}]}),
             "spec.connections[0].variables",
         ),
