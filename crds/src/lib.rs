@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 pub mod access;
+pub mod admitted;
 pub mod compile;
 pub mod grants;
 pub mod header;
@@ -14,6 +15,7 @@ pub mod path;
 pub mod provider;
 pub mod route;
 mod schema;
+pub mod selector;
 pub mod spec;
 pub mod status;
 pub mod strategy;

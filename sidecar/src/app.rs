@@ -17,6 +17,7 @@ use crate::args::ServeArgs;
 use crate::credential::cache::{CacheSettings, CredentialCache};
 use crate::credential::client::ControlPlane;
 use crate::drain;
+use crate::identity::Identity;
 use crate::limiter::RateLimiter;
 use crate::metrics::{Metrics, Reading};
 use crate::proxy::Proxy;
@@ -30,6 +31,7 @@ use crate::routes::watch::RouteWatch;
 use crate::routes::{SharedRoutes, Tenants};
 use crate::server::Server;
 use crate::server::activity::Connections;
+use crate::upstream::egress::EgressProxy;
 use crate::upstream::{Settings as UpstreamSettings, Upstreams};
 
 const PROXY_PORT: u16 = 8080;
@@ -47,8 +49,12 @@ pub struct Config {
     pub control: ControlPlane,
     /// Settings of the credential cache.
     pub cache: CacheSettings,
+    /// Whom it works for, which decides about the routes.
+    pub identity: Identity,
     /// Tenants that requests may name.
     pub tenants: Tenants,
+    /// The proxy that upstreams are reached through.
+    pub egress: Option<EgressProxy>,
 }
 
 /// Reads the routes anew at every call. Runs on a blocking thread.
@@ -82,7 +88,9 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         routes,
         control,
         cache,
+        identity,
         tenants,
+        egress,
     } = config;
     let listeners = bind_proxy(&serve.listen)?;
     let admin_listener = bind_admin(serve.admin)?;
@@ -99,6 +107,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let upstreams = Upstreams::new(UpstreamSettings {
         own_listeners,
         forbidden: control.address().into_iter().collect(),
+        egress: egress.map(Arc::new),
         ..UpstreamSettings::default()
     });
     let shared: SharedRoutes = Arc::new(ArcSwapOption::empty());
@@ -117,6 +126,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
     let streams = Arc::new(Streams::default());
     let reloader = Reloader {
         source: routes,
+        identity,
         shared: Arc::clone(&shared),
         upstreams,
         credentials: Arc::clone(&credentials),

@@ -73,6 +73,19 @@ pub struct RunArgs {
     )]
     pub tenants: Option<Vec<String>>,
 
+    /// What the webhook decided when it admitted this pod: its annotation nexus.io/admitted
+    ///
+    /// JSON with version, tenants, labels and serviceAccount. The tenants are those that requests may name; a
+    /// route whose podSelector or serviceAccounts do not fit is not served. Not for use by hand: the webhook
+    /// sets NEXUS_ADMITTED.
+    #[arg(
+        long,
+        env = "NEXUS_ADMITTED",
+        value_name = "JSON",
+        conflicts_with = "tenants"
+    )]
+    pub admitted: Option<String>,
+
     #[command(flatten)]
     pub serve: ServeArgs,
 }
@@ -202,6 +215,54 @@ pub struct ServeArgs {
     /// How long requests in flight may take to finish after SIGTERM
     #[arg(long, env = "NEXUS_DRAIN_TIMEOUT", value_name = "DURATION", default_value = "25s", value_parser = duration)]
     pub drain_timeout: Duration,
+
+    #[command(flatten)]
+    pub egress: EgressArgs,
+}
+
+/// How to leave a network that only lets a proxy out.
+#[derive(Clone, Debug, Args)]
+pub struct EgressArgs {
+    /// HTTP proxy that connects to the upstreams, e.g. http://proxy.example.com:3128
+    ///
+    /// It is asked to CONNECT to addresses: names are still resolved here, and the addresses judged. Variables such
+    /// as HTTPS_PROXY have no effect.
+    #[arg(
+        long,
+        env = "NEXUS_EGRESS_PROXY",
+        value_name = "URL",
+        hide_env_values = true
+    )]
+    pub egress_proxy: Option<String>,
+
+    /// Upstreams that are connected to directly: host names, .suffix, addresses or networks, each with or without
+    /// :PORT, or *
+    #[arg(
+        long,
+        env = "NEXUS_NO_EGRESS_PROXY",
+        value_name = "LIST",
+        value_delimiter = ',',
+        requires = "egress_proxy"
+    )]
+    pub no_egress_proxy: Vec<String>,
+
+    /// File with user:password for the egress proxy; read again for every connection
+    #[arg(
+        long,
+        env = "NEXUS_EGRESS_PROXY_CREDENTIALS",
+        value_name = "FILE",
+        requires = "egress_proxy"
+    )]
+    pub egress_proxy_credentials: Option<PathBuf>,
+
+    /// PEM file with the CA of an egress proxy over https; replaces the public roots
+    #[arg(
+        long,
+        env = "NEXUS_EGRESS_PROXY_CA",
+        value_name = "FILE",
+        requires = "egress_proxy"
+    )]
+    pub egress_proxy_ca: Option<PathBuf>,
 }
 
 /// Options of `check`.
@@ -266,6 +327,35 @@ mod tests {
             }
         }
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn secrets_are_named_by_their_files() {
+        const OF_SECRETS: [&str; 7] = [
+            "auth",
+            "cert",
+            "credential",
+            "key",
+            "password",
+            "secret",
+            "token",
+        ];
+        let mut files = 0;
+        for command in Cli::command().get_subcommands() {
+            for argument in command.get_arguments() {
+                let name = argument.get_id().as_str();
+                // A time, of all credentials together.
+                if !OF_SECRETS.iter().any(|word| name.contains(word))
+                    || name == "credential_max_age"
+                {
+                    continue;
+                }
+                let value = argument.get_value_names().unwrap_or_default();
+                assert!(value == ["FILE"], "{name} takes {value:?}");
+                files += 1;
+            }
+        }
+        assert!(files >= 5);
     }
 
     #[test]

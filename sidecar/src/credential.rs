@@ -24,6 +24,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use nexus_crds::strategy::{Strategy, StrategySpec};
 use zeroize::Zeroizing;
 
+use payload::Life;
 pub use payload::PayloadError;
 
 use crate::proxy::scrub::Scrubber;
@@ -43,11 +44,9 @@ pub struct Credential {
     secrets: Vec<Secret>,
     sets_headers: Vec<HeaderName>,
     obtained_at: SystemTime,
-    stated_expiry: Option<SystemTime>,
-    lifetime: Option<Duration>,
+    lives: (Life, Option<Life>),
     expires_at: Option<SystemTime>,
     usable_until: Option<SystemTime>,
-    refreshable: bool,
     scrubber: OnceLock<Option<Arc<Scrubber>>>,
 }
 
@@ -70,6 +69,15 @@ pub struct QueryPair {
     pub name: String,
     /// `name=value` as `application/x-www-form-urlencoded` writes it (space as `+`).
     pub encoded: Zeroizing<String>,
+}
+
+/// One of the two connections that a credential may be made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// `connectionId`.
+    First,
+    /// `keyConnectionId`.
+    Second,
 }
 
 /// Whether the body has to be complete before a request can be signed.
@@ -121,19 +129,12 @@ impl Credential {
             secrets,
             sets_headers,
             obtained_at: now,
-            stated_expiry: parsed.expires_at,
-            lifetime: parsed.lifetime,
+            lives: parsed.lives,
             expires_at: None,
             usable_until: None,
-            refreshable: parsed.refreshable,
             scrubber: OnceLock::new(),
         };
         credential.set_expiry();
-        if parsed.expired {
-            let at = credential.expires_at.map_or(now, |at| at.min(now));
-            credential.expires_at = Some(at);
-            credential.usable_until = Some(at);
-        }
         Ok(credential)
     }
 
@@ -157,9 +158,17 @@ impl Credential {
         self.obtained_at
     }
 
-    /// The payload held a refresh token. Its value is not kept.
-    pub fn is_refreshable(&self) -> bool {
-        self.refreshable
+    /// Whose refresh would bring another credential: that of the connection that expires first, if its payload held a
+    /// refresh token. The token's value is not kept.
+    pub fn refreshes(&self) -> Option<Side> {
+        let (first, second) = &self.lives;
+        let (side, life) = match second {
+            Some(second) if earlier(second.end(self.obtained_at), first.end(self.obtained_at)) => {
+                (Side::Second, second)
+            }
+            Some(_) | None => (Side::First, first),
+        };
+        life.refreshable.then_some(side)
     }
 
     /// True until [`EXPIRY_SKEW`] before the expiry.
@@ -222,20 +231,26 @@ impl Credential {
     /// Counts a relative expiry from when `earlier` was obtained, if it has the same value. `expires_in` is the
     /// life at issue, so reading the same token again does not prolong it.
     pub fn keep_first_sight(&mut self, earlier: &Self) {
-        if self.lifetime.is_some() && self.has_same_value(earlier) {
+        if self.has_same_value(earlier) {
             self.obtained_at = earlier.obtained_at;
             self.set_expiry();
         }
     }
 
     fn set_expiry(&mut self) {
-        let relative = self.lifetime.map(|life| self.obtained_at + life);
-        self.expires_at = [self.stated_expiry, relative].into_iter().flatten().min();
+        let (first, second) = &self.lives;
+        let first = first.end(self.obtained_at);
+        let second = second.and_then(|life| life.end(self.obtained_at));
+        self.expires_at = first.into_iter().chain(second).min();
         self.usable_until = self.expires_at.map(|at| {
             let left = at.duration_since(self.obtained_at).unwrap_or_default();
             at - EXPIRY_SKEW.min(left / 4)
         });
     }
+}
+
+fn earlier(one: Option<SystemTime>, other: Option<SystemTime>) -> bool {
+    one.is_some_and(|one| other.is_none_or(|other| one < other))
 }
 
 impl Prepared {
@@ -259,7 +274,7 @@ impl fmt::Debug for Credential {
         f.debug_struct("Credential")
             .field("strategy", &self.strategy)
             .field("expires_at", &self.expires_at)
-            .field("refreshable", &self.refreshable)
+            .field("refreshes", &self.refreshes())
             .finish_non_exhaustive()
     }
 }

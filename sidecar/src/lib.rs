@@ -8,6 +8,8 @@ pub mod credential;
 pub mod dev;
 pub mod drain;
 pub mod error;
+pub mod hardening;
+pub mod identity;
 pub mod limiter;
 pub mod manifest;
 pub mod metrics;

@@ -414,6 +414,7 @@ impl Recovery {
     /// upstream may have acted on it (RFC 9110 section 9.2.2).
     fn reconnects(&mut self, error: &SendError, request: &Outgoing) -> bool {
         let again = !self.reconnected
+            && !error.nothing_sent()
             && error.may_be_repeated()
             && (error.is_unprocessed() || is_idempotent(request));
         self.reconnected |= again;

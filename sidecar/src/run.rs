@@ -4,28 +4,34 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
+use nexus_crds::admitted::Admitted;
 use nexus_crds::names;
 use nexus_crds::table::RouteTable;
 use tokio::runtime::{Builder, Runtime};
 use url::Url;
 
 use crate::app::{self, Config, RouteSource};
-use crate::args::{ControlArgs, DevArgs, RunArgs, ServeArgs};
+use crate::args::{ControlArgs, DevArgs, EgressArgs, RunArgs, ServeArgs};
 use crate::credential::cache::CacheSettings;
 use crate::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
 use crate::dev::{self, DevOptions, DevSetup};
+use crate::hardening;
+use crate::identity::Identity;
 use crate::manifest::problem::Problem;
 use crate::manifest::{self, Failure, Loaded};
 use crate::routes::Tenants;
 use crate::routes::watch::{RouteWatch, Timing};
 use crate::telemetry;
+use crate::upstream::egress::{EgressConfigError, EgressProxy};
 
 /// Serves until the process is told to stop.
 pub fn run(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(&args.serve.log_level)?;
+    hardening::apply();
     raise_file_limit();
+    let (identity, tenants) = identity(args.admitted.as_deref(), args.tenants.clone())?;
     let control = ControlPlane::new(control_plane(args.control.clone())?)?;
-    let tenants = allowed(args.tenants.clone())?;
+    let egress = egress(&args.serve.egress)?;
     log_configuration(&args);
     let RunArgs {
         routes,
@@ -49,7 +55,9 @@ pub fn run(args: RunArgs) -> anyhow::Result<()> {
             routes,
             control,
             cache,
+            identity,
             tenants,
+            egress,
         })
         .await?
         .run("")
@@ -65,7 +73,9 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
         serve,
     } = args;
     telemetry::start(&serve.log_level)?;
+    hardening::apply();
     raise_file_limit();
+    let egress = egress(&serve.egress)?;
     let options = DevOptions {
         routes,
         credentials,
@@ -94,7 +104,9 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
             },
             control: ControlPlane::new(control)?,
             cache: CacheSettings::default(),
+            identity: Identity::unknown(),
             tenants: Tenants::NamedByRoutes,
+            egress,
         })
         .await?;
         let banner = bound
@@ -185,6 +197,41 @@ fn control_plane(args: ControlArgs) -> anyhow::Result<ControlPlaneConfig> {
     })
 }
 
+/// Whom the sidecar works for, and the tenants that this lets requests name.
+fn identity(
+    admitted: Option<&str>,
+    tenants: Option<Vec<String>>,
+) -> anyhow::Result<(Identity, Tenants)> {
+    let Some(json) = admitted else {
+        return Ok((Identity::unknown(), allowed(tenants)?));
+    };
+    let admitted = Admitted::parse(json).context("--admitted (NEXUS_ADMITTED)")?;
+    let tenants = admitted.tenants.iter().cloned();
+    let tenants = Tenants::Listed(tenants.map(String::into_boxed_str).collect());
+    Ok((Identity::pod(admitted), tenants))
+}
+
+/// Before anything is logged, since only then a password in the URL is known to be none.
+fn egress(args: &EgressArgs) -> Result<Option<EgressProxy>, EgressConfigError> {
+    let EgressArgs {
+        egress_proxy,
+        no_egress_proxy,
+        egress_proxy_credentials,
+        egress_proxy_ca,
+    } = args;
+    egress_proxy
+        .as_ref()
+        .map(|url| {
+            EgressProxy::new(
+                url,
+                no_egress_proxy,
+                egress_proxy_credentials.as_deref(),
+                egress_proxy_ca.as_deref(),
+            )
+        })
+        .transpose()
+}
+
 fn allowed(tenants: Option<Vec<String>>) -> anyhow::Result<Tenants> {
     let Some(tenants) = tenants else {
         return Ok(Tenants::NamedByRoutes);
@@ -211,6 +258,7 @@ fn log_configuration(args: &RunArgs) {
         routes,
         control,
         tenants,
+        admitted,
         serve,
     } = args;
     let ControlArgs {
@@ -237,6 +285,7 @@ fn log_configuration(args: &RunArgs) {
         allow_insecure_gateway,
         ?credential_max_age,
         ?tenants,
+        admitted,
         ?serve,
         "starting"
     );

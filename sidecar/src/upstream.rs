@@ -6,10 +6,13 @@
 pub mod address;
 mod body;
 mod dial;
+pub mod egress;
 mod error;
 mod h1;
 mod h2;
 mod pool;
+mod resolve;
+mod socket;
 mod stream;
 mod target;
 #[cfg(test)]
@@ -30,7 +33,10 @@ use nexus_crds::matcher::{Upstream, UpstreamProtocol};
 pub use body::UpstreamBody;
 pub use error::{ConnectError, SendError};
 pub use pool::Pool;
-pub use tls::TlsError;
+pub use resolve::Resolver;
+pub use tls::{BundleError, TlsError};
+
+use self::egress::EgressProxy;
 
 /// Rounds of the reaper a connection may stay unused; a round is this part of the idle timeout.
 const IDLE_TICKS: u8 = 4;
@@ -48,6 +54,10 @@ pub struct Settings {
     pub idle_timeout: Duration,
     /// Unused HTTP/1.1 connections kept per upstream (1,024).
     pub max_idle_per_upstream: usize,
+    /// The proxy to go through, if any.
+    pub egress: Option<Arc<EgressProxy>>,
+    /// Who knows the addresses of names (the system).
+    pub resolver: Resolver,
 }
 
 impl Default for Settings {
@@ -57,6 +67,8 @@ impl Default for Settings {
             forbidden: Vec::new(),
             idle_timeout: Duration::from_mins(1),
             max_idle_per_upstream: 1024,
+            egress: None,
+            resolver: Resolver::System,
         }
     }
 }

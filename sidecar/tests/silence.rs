@@ -10,6 +10,7 @@ use nexus_sidecar::app::{self, Config, RouteSource};
 use nexus_sidecar::args::{Cli, Command};
 use nexus_sidecar::credential::cache::CacheSettings;
 use nexus_sidecar::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
+use nexus_sidecar::identity::Identity;
 use nexus_sidecar::routes::Tenants;
 use nexus_sidecar::routes::watch::{RouteWatch, Timing};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -78,7 +79,9 @@ async fn sidecar(upstream: SocketAddr, broker: SocketAddr) -> SocketAddr {
         },
         control: ControlPlane::new(ControlPlaneConfig::new(Flavour::Gateway, url)).unwrap(),
         cache: CacheSettings::default(),
+        identity: Identity::unknown(),
         tenants: Tenants::NamedByRoutes,
+        egress: None,
     })
     .await
     .unwrap();

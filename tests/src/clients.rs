@@ -1,4 +1,4 @@
-//! Agents that others wrote: Python's requests, Node's axios, curl. `cargo xtask test` installs them.
+//! Programs that others wrote: Python's requests, Node's axios, curl, and tinyproxy. `cargo xtask test` installs them.
 
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
@@ -36,6 +36,19 @@ pub fn python() -> PathBuf {
 pub fn node_folder() -> PathBuf {
     required(installed().join("node/node_modules/axios"));
     installed().join("node")
+}
+
+/// The tinyproxy of the system, else the one that was installed for the tests.
+///
+/// # Panics
+///
+/// When there is neither.
+pub fn tinyproxy() -> PathBuf {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|folder| folder.join("tinyproxy"))
+        .find(|program| program.is_file())
+        .unwrap_or_else(|| required(installed().join("tinyproxy/usr/bin/tinyproxy")))
 }
 
 fn required(path: PathBuf) -> PathBuf {

@@ -14,16 +14,19 @@
 )]
 
 pub mod agent;
+pub mod answering;
 pub mod broker;
 pub mod canary;
 pub mod clients;
 pub mod guarded;
 pub mod mount;
+pub mod names;
 pub mod raw;
 pub mod route;
 pub mod scene;
 pub mod script;
 pub mod sidecar;
+pub mod tinyproxy;
 pub mod tls;
 pub mod upstream;
 pub mod wait;

@@ -228,8 +228,14 @@ impl RawUpstream {
 
     /// Starts one.
     pub async fn start(reply: Reply) -> Self {
+        Self::start_at(|_| reply).await
+    }
+
+    /// Starts one whose reply repeats its own base URL.
+    pub async fn start_at(reply: impl FnOnce(&str) -> Reply) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();
+        let reply = reply(&format!("http://{addr}"));
         let received = Arc::new(Mutex::new(Vec::new()));
         let log = Arc::clone(&received);
         let task = tokio::spawn(async move {

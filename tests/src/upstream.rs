@@ -143,9 +143,17 @@ pub struct Builder {
     max_streams: Option<u32>,
     gate: Option<Gate>,
     forgetful: bool,
+    addr: Option<SocketAddr>,
 }
 
 impl Builder {
+    /// Listens there instead of on a free port of 127.0.0.1.
+    #[must_use]
+    pub fn at(mut self, addr: SocketAddr) -> Self {
+        self.addr = Some(addr);
+        self
+    }
+
     /// With TLS, a certificate of this kind and these ALPN protocols.
     #[must_use]
     pub fn tls(mut self, authority: &Authority, leaf: Leaf, alpn: &[&str]) -> Self {
@@ -174,9 +182,14 @@ impl Builder {
         self
     }
 
-    /// Starts it on a free port of 127.0.0.1.
+    /// Starts it.
+    ///
+    /// # Panics
+    ///
+    /// When its address cannot be bound.
     pub async fn start(self) -> Upstream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let free = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = TcpListener::bind(self.addr.unwrap_or(free)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let scheme = if self.tls.is_some() { "https" } else { "http" };
         let state = Arc::new(State {
@@ -209,6 +222,7 @@ struct State {
     forgetful: bool,
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
+    peers: Mutex<Vec<SocketAddr>>,
     open: AtomicUsize,
 }
 
@@ -263,6 +277,11 @@ impl Upstream {
         self.state.connections.load(Ordering::SeqCst)
     }
 
+    /// Who the connections came from, in their order.
+    pub fn peers(&self) -> Vec<SocketAddr> {
+        self.state.peers.lock().unwrap().clone()
+    }
+
     /// Responses whose bodies are still under way.
     pub fn open_responses(&self) -> usize {
         self.state.open.load(Ordering::SeqCst)
@@ -278,7 +297,8 @@ impl Drop for Upstream {
 async fn accept(listener: TcpListener, options: Builder, state: Arc<State>) {
     let acceptor = options.tls.map(TlsAcceptor::from);
     let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
+    while let Ok((stream, peer)) = listener.accept().await {
+        state.peers.lock().unwrap().push(peer);
         state.connections.fetch_add(1, Ordering::SeqCst);
         stream.set_nodelay(true).unwrap();
         connections.spawn(serve(

@@ -5,9 +5,9 @@ mod reach;
 use crate::compile::merge::{self, Route};
 use crate::compile::warning;
 use crate::grants::Grants;
-use crate::matcher::{RewriteLinks, Scrub};
+use crate::matcher::Scrub;
 use crate::provider::NexusProvider;
-use crate::spec::{AccessMode, SetCookie};
+use crate::spec::AccessMode;
 use crate::status::Warning;
 use crate::strategy::{Strategy, StrategyError};
 use crate::table::{TableConnection, TableRoute};
@@ -139,30 +139,7 @@ fn no_effect_yet(route: &TableRoute, grants: &Grants, warnings: &mut Vec<Warning
             format!("{kind} comes with a later version; until then requests fail with credential_invalid"),
         ));
     }
-    if route.replay.is_some() {
-        warnings.push(later("spec.replay"));
-    }
-    if let Some(response) = route.response.as_deref() {
-        if response.rewrite_links == Some(RewriteLinks::Body) {
-            warnings.push(warning(
-                "spec.response.rewriteLinks",
-                "Body has no effect yet: links are rewritten in headers only",
-            ));
-        }
-        if response.set_cookie == Some(SetCookie::Pass) {
-            warnings.push(warning(
-                "spec.response.setCookie",
-                "Pass has no effect yet: cookies are stripped",
-            ));
-        }
-    }
     selectors(route, grants, warnings);
-    for (index, connection) in route.connections.iter().enumerate() {
-        if connection.key_id.is_some() {
-            warnings.push(later(format!("spec.connections[{index}].keyConnectionId")));
-            break;
-        }
-    }
     for (index, connection) in route.connections.iter().enumerate() {
         if connection.variables.is_some() {
             warnings.push(later(format!("spec.connections[{index}].variables")));
@@ -176,13 +153,11 @@ fn selectors(route: &TableRoute, grants: &Grants, warnings: &mut Vec<Warning>) {
         (route.pod_selector.is_some(), "spec.podSelector"),
         (!route.service_accounts.is_empty(), "spec.serviceAccounts"),
     ] {
-        match grants {
-            _ if !set => {}
-            Grants::Local => warnings.push(warning(
+        if set && matches!(grants, Grants::Local) {
+            warnings.push(warning(
                 field,
-                "has no effect here: there are no pods, the route is for every caller",
-            )),
-            Grants::Cluster(_) => warnings.push(later(field)),
+                "has no effect outside a pod (run without --admitted): the route is for every caller",
+            ));
         }
     }
 }

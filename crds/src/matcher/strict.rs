@@ -10,6 +10,7 @@ use crate::matcher::{
     Timeouts, upstream, values,
 };
 use crate::names::{is_provider, is_tenant};
+use crate::selector;
 use crate::spec::{Compression, LimitsSpec, ReplaySpec, ResponseSpec, SetCookie, TimeoutsSpec};
 use crate::status::{Problem, Reason};
 use crate::strategy::{Strategy, StrategyError, StrategySpec};
@@ -37,7 +38,7 @@ pub(crate) fn parse<'t>(
         timeouts,
         replay,
         response,
-        pod_selector: _,
+        pod_selector,
         service_accounts: _,
     } = route;
     if !is_provider(provider) {
@@ -48,6 +49,9 @@ pub(crate) fn parse<'t>(
     }
     if let Some(strategy) = strategy.as_deref() {
         check_strategy(strategy)?;
+    }
+    if let Some(pod_selector) = pod_selector.as_deref() {
+        selector::check(pod_selector, "spec.podSelector")?;
     }
     let headers = match headers.as_deref() {
         Some(headers) => interner.headers(headers, values::header_rules)?,

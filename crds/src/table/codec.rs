@@ -156,11 +156,16 @@ fn decode_tolerantly(json: &[u8], error: serde_json::Error) -> Result<RouteTable
 fn decode_route(index: usize, mut route: Value, schema: &Value) -> Result<TableRoute, TableError> {
     /// What every format has.
     #[derive(Deserialize)]
+    #[serde(rename_all = "camelCase")]
     struct Stub {
         name: String,
         provider: String,
         #[serde(default)]
         requires: Vec<String>,
+        #[serde(default)]
+        pod_selector: Value,
+        #[serde(default)]
+        service_accounts: Value,
     }
 
     prune(&mut route, schema);
@@ -174,11 +179,16 @@ fn decode_route(index: usize, mut route: Value, schema: &Value) -> Result<TableR
             name,
             provider,
             requires,
+            pod_selector,
+            service_accounts,
         }) => {
             let stub = TableRoute {
                 name,
                 provider,
                 requires,
+                // Other pods need not be told `not_ready`. Where the newer version says it in another way, all are.
+                pod_selector: serde_json::from_value(pod_selector).unwrap_or_default(),
+                service_accounts: serde_json::from_value(service_accounts).unwrap_or_default(),
                 ..TableRoute::default()
             };
             if stub.requires_unknown() {

@@ -79,6 +79,25 @@ fn a_route_that_requires_the_unknown_never_fails_the_table() {
 }
 
 #[test]
+fn a_route_that_requires_the_unknown_is_still_for_its_pods_only() {
+    let ahead = |selector: Value, accounts: Value| {
+        let table = RouteTable::decode(&wire(json!([{
+            "name": "a", "provider": "a", "requires": ["http3"], "upstream": {"protocol": "HTTP3"},
+            "podSelector": selector, "serviceAccounts": accounts,
+        }])))
+        .unwrap();
+        table.routes.into_iter().next().unwrap()
+    };
+    let route = ahead(json!({"matchLabels": {"app": "x"}}), json!(["robot"]));
+    let labels = route.pod_selector.unwrap().match_labels.unwrap();
+    assert_eq!(labels["app"], "x");
+    assert_eq!(route.service_accounts, ["robot"]);
+
+    let route = ahead(json!("in a new way"), json!({"in": "a new way"}));
+    assert!(route.pod_selector.is_none() && route.service_accounts.is_empty());
+}
+
+#[test]
 fn what_is_no_table_is_an_error_that_says_so() {
     let newer = json!({"format": 9, "minReader": 9, "revision": 1, "hash": "", "namespace": "a", "routes": {}});
     let odd = wire(json!([{"name": "a", "provider": "a", "upstream": {"protocol": "HTTP3"}}]));

@@ -8,7 +8,7 @@ mod reader;
 
 use std::borrow::Cow;
 use std::marker::PhantomData;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use nexus_crds::strategy::{Strategy, StrategyError, StrategySpec, Username};
 use serde::Deserialize;
@@ -66,11 +66,16 @@ impl PayloadError {
 pub(crate) struct Parsed {
     pub(crate) strategy: Strategy,
     pub(crate) fields: Fields,
-    /// Earliest time at which one of the payloads expires.
-    pub(crate) expires_at: Option<SystemTime>,
-    /// Shortest life that one of the payloads states.
-    pub(crate) lifetime: Option<Duration>,
-    /// A payload says that it has expired.
+    /// What the payload says about its end, and what that of the second connection does.
+    pub(crate) lives: (Life, Option<Life>),
+}
+
+/// How long the credential of one connection lasts, and whether another can follow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    /// When it ends.
+    pub(crate) expiry: Expiry,
+    /// The payload says that it has ended.
     pub(crate) expired: bool,
     /// The payload holds a refresh token.
     pub(crate) refreshable: bool,
@@ -86,38 +91,34 @@ pub(crate) fn parse(
     let strategy =
         Strategy::effective(route, &document.strategy()?).map_err(PayloadError::Strategy)?;
     let names = field_names(&strategy);
-    let mut parsed = Parsed {
-        fields: document.fields(&names)?,
-        expires_at: None,
-        lifetime: None,
-        expired: false,
-        refreshable: false,
-        strategy: strategy.clone(),
-    };
-    parsed.refreshable = parsed.fields.refresh_token;
-    parsed.limit(parsed.fields.expiry(&document.outline.expiry)?);
-    parsed.expired = parsed.fields.expired()?;
+    let mut fields = document.fields(&names)?;
+    let first = fields.life(&document.outline.expiry)?;
+    let mut second = None;
     if let Some(key_payload) = key_payload {
         let key_document = Document::read(key_payload)?;
         let key_fields = key_document.fields(&names)?;
-        parsed.limit(key_fields.expiry(&key_document.outline.expiry)?);
-        parsed.expired |= key_fields.expired()?;
-        parsed.fields.fill_from(key_fields);
+        second = Some(key_fields.life(&key_document.outline.expiry)?);
+        fields.fill_from(key_fields);
     }
-    Ok(parsed)
+    Ok(Parsed {
+        fields,
+        lives: (first, second),
+        strategy: strategy.clone(),
+    })
 }
 
-impl Parsed {
-    fn limit(&mut self, expiry: Expiry) {
-        match expiry {
-            Expiry::Never => {}
-            Expiry::At(at) => {
-                self.expires_at = Some(self.expires_at.map_or(at, |earlier| earlier.min(at)));
-            }
-            Expiry::After(life) => {
-                self.lifetime = Some(self.lifetime.map_or(life, |shorter| shorter.min(life)));
-            }
+impl Life {
+    /// When it ends, if it was first seen at `seen`.
+    pub(crate) fn end(&self, seen: SystemTime) -> Option<SystemTime> {
+        let end = match self.expiry {
+            Expiry::Never => None,
+            Expiry::At(at) => Some(at),
+            Expiry::After(life) => Some(seen + life),
+        };
+        if self.expired {
+            return Some(end.map_or(seen, |end| end.min(seen)));
         }
+        end
     }
 }
 
@@ -162,6 +163,14 @@ impl Fields {
                 PayloadError::field(field, "is neither an RFC 3339 time nor a number")
             },
         )
+    }
+
+    fn life(&self, root: &Loose) -> Result<Life, PayloadError> {
+        Ok(Life {
+            expiry: self.expiry(root)?,
+            expired: self.expired()?,
+            refreshable: self.refresh_token,
+        })
     }
 
     fn expired(&self) -> Result<bool, PayloadError> {
@@ -338,7 +347,7 @@ mod tests {
         let body = r#"{"strategy":{"type":"oauth2"},"access_token":"root","expiry":"2026-11-24T09:11:52Z"}"#;
         let parsed = parse(body.as_bytes(), None, None).unwrap();
         assert_eq!(parsed.fields.require("access_token"), Ok("root"));
-        assert!(parsed.expires_at.is_some());
+        assert!(matches!(parsed.lives.0.expiry, Expiry::At(_)));
     }
 
     #[test]
@@ -352,7 +361,7 @@ mod tests {
             .map(|(name, _)| name.as_str())
             .collect();
         assert_eq!(names, ["api_key"]);
-        assert!(parsed.refreshable);
+        assert!(parsed.lives.0.refreshable);
     }
 
     proptest! {

@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::headers::filter_trailers;
 use super::replay::{Piece, ReplayBuffer};
+use super::respond::DecodeError;
 use crate::credential::Credential;
 use crate::routes::Route;
 
@@ -38,9 +39,12 @@ pub enum BodyError {
     /// `timeouts.request` is over.
     #[error("timeouts.request is over")]
     Deadline,
-    /// A credential was found in the body and the route says `scrub: Block`.
-    #[error("a credential was found in the body")]
+    /// A credential was found in the answer and the route says `scrub: Block`.
+    #[error("a credential was found in the answer")]
     Blocked,
+    /// The body is compressed and holds a credential, or cannot be looked through.
+    #[error("the compressed body was cut")]
+    Compressed(#[from] DecodeError),
 }
 
 /// What goes to the upstream.

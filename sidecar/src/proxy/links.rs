@@ -3,8 +3,9 @@
 //! In go the answer's headers and what was sent; `Location`, `Content-Location`, `Operation-Location`, `Link`,
 //! `Refresh` and the route's own names come out rewritten in place. Called by the respond step. References are
 //! resolved after RFC 3986 section 5.2 without normalising anything but dot segments, because a path must reach
-//! the upstream byte for byte when the link is followed.
+//! the upstream byte for byte when the link is followed. `body` does the same to URLs in content.
 
+mod body;
 mod reference;
 
 use std::borrow::Cow;
@@ -13,6 +14,8 @@ use std::ops::Range;
 use bytes::Bytes;
 use http::header::{CONTENT_LOCATION, LINK, LOCATION, REFRESH};
 use http::{HeaderMap, HeaderName, HeaderValue};
+
+pub use body::LinkStream;
 
 use reference::Reference;
 
@@ -149,7 +152,7 @@ fn rewrite_link(text: &str, sent: &Sent<'_>, addressing: Addressing<'_>) -> Opti
 }
 
 /// What `path` is below the base path: empty or beginning with `/`.
-fn below<'a>(path: &'a str, base_path: &str) -> Option<&'a str> {
+pub(super) fn below<'a>(path: &'a str, base_path: &str) -> Option<&'a str> {
     let rest = path.strip_prefix(base_path.trim_end_matches('/'))?;
     (rest.is_empty() || rest.starts_with('/')).then_some(rest)
 }

@@ -5,7 +5,7 @@
 //! encoding that is not listed in `forms` passes.
 
 mod forms;
-mod search;
+pub(super) mod search;
 mod stream;
 
 use std::fmt;

@@ -10,6 +10,7 @@ use nexus_crds::table::{RouteTable, next_revision};
 
 use crate::app::RouteSource;
 use crate::credential::cache::{CredentialCache, CredentialKey};
+use crate::identity::Identity;
 use crate::metrics::Metrics;
 use crate::proxy::body::RequestBody;
 use crate::proxy::streams::Streams;
@@ -25,6 +26,8 @@ const UNNUMBERED: u64 = 0;
 pub struct Reloader {
     /// Where they come from.
     pub source: RouteSource,
+    /// Whom they are for.
+    pub identity: Identity,
     /// Where they go.
     pub shared: SharedRoutes,
     /// Pools for their upstreams.
@@ -95,6 +98,7 @@ impl Reloader {
             let previous = self.shared.load().as_ref().map(|routes| routes.revision);
             table.revision = next_revision(previous, now);
         }
+        self.identity.narrow(&mut table);
         let routes = Arc::new(RouteSet::load(&table, &self.upstreams, &self.metrics)?);
         let keys: HashSet<CredentialKey> = routes.credential_keys().collect();
         let (revision, hash, count) = (

@@ -100,7 +100,7 @@ fn the_older_flat_form_is_oauth2() {
     let payload = r#"{"access_token":"t","refresh_token":"r","expires_at":4000000000}"#;
     assert_eq!(applied(payload, None, b""), ["authorization: Bearer t"]);
     let credential = parse(payload, None).unwrap();
-    assert!(credential.is_refreshable() && credential.expires_at().is_some());
+    assert!(credential.refreshes().is_some() && credential.expires_at().is_some());
 }
 
 #[test]

@@ -2,15 +2,18 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::sync::Arc;
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use super::Settings;
 use super::address::{AddressError, is_private, judge};
+use super::egress::EgressError;
 use super::error::ConnectError;
+use super::socket::Socket;
 
 /// Head start of an address over the next one, the value RFC 8305 section 5 recommends.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -22,31 +25,77 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(10);
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_mins(1);
 
-/// Connects to `host`, a name or an address literal. Addresses that must not be connected to are skipped; if none is
-/// left, the first one's reason is the error. The caller bounds the time.
+/// The same through an egress proxy, which has a connection of its own to make for every attempt.
+const PROXIED_STAGGER: Duration = Duration::from_secs(2);
+
+/// Connects to `host`, a name or an address literal, directly or through the egress proxy. Addresses that must not be
+/// connected to are skipped; if none is left, the first one's reason is the error. The caller bounds the time.
 pub(super) async fn dial(
     host: &str,
     port: u16,
     allow_private: bool,
     settings: &Settings,
-) -> Result<TcpStream, ConnectError> {
+) -> Result<Socket, ConnectError> {
+    let allowed = addresses(host, port, allow_private, settings).await?;
+    let direct = |addr| async move { connect(addr).await.map(Socket::from) };
+    let egress = match &settings.egress {
+        Some(egress) if !egress.bypass.has_name(host, port) => egress,
+        _ => return race(allowed, STAGGER, direct).await,
+    };
+    if allowed.iter().all(|addr| egress.bypass.has_address(*addr)) {
+        return race(allowed, STAGGER, direct).await;
+    }
+    let proxy = addresses(&egress.host, egress.port, true, settings)
+        .await
+        .map_err(of_the_proxy)?;
+    race(allowed, PROXIED_STAGGER, |addr| {
+        let (egress, proxy) = (Arc::clone(egress), proxy.clone());
+        async move {
+            if egress.bypass.has_address(addr) {
+                return direct(addr).await;
+            }
+            let stream = race(proxy, STAGGER, connect).await.map_err(of_the_proxy)?;
+            let tunnel = egress.tunnel(stream, addr).await;
+            tunnel.map_err(ConnectError::Egress)
+        }
+    })
+    .await
+}
+
+/// A failure of the way to the egress proxy, told as one.
+fn of_the_proxy(error: ConnectError) -> ConnectError {
+    match error {
+        ConnectError::Resolve(error) => ConnectError::Egress(EgressError::Resolve(error)),
+        ConnectError::Refused(reason) => ConnectError::Egress(EgressError::Refused(reason)),
+        ConnectError::Io(error) => ConnectError::Egress(EgressError::Io(error)),
+        other => other,
+    }
+}
+
+/// The addresses of `host` that may be connected to, at least one, in the order of the attempts.
+async fn addresses(
+    host: &str,
+    port: u16,
+    allow_private: bool,
+    settings: &Settings,
+) -> Result<Vec<SocketAddr>, ConnectError> {
     if settings.forbids(host, port) {
         return Err(ConnectError::Refused(AddressError::ControlPlane));
     }
     let mut allowed = Vec::new();
     let mut refused = None;
-    for addr in resolve(host, port).await? {
+    for addr in resolve(host, port, settings).await? {
         match judge_here(addr, allow_private, settings).await {
             Ok(()) => allowed.push(addr),
             Err(ConnectError::Refused(reason)) => {
-                tracing::debug!(%addr, %reason, "upstream address skipped");
+                tracing::debug!(%addr, %reason, "address skipped");
                 refused.get_or_insert(reason);
             }
             Err(other) => return Err(other),
         }
     }
     match (allowed.is_empty(), refused) {
-        (false, _) => race(interleave(allowed)).await.map_err(ConnectError::Io),
+        (false, _) => Ok(interleave(allowed)),
         (true, Some(reason)) => Err(ConnectError::Refused(reason)),
         (true, None) => Err(ConnectError::Resolve(io::Error::new(
             io::ErrorKind::NotFound,
@@ -55,14 +104,13 @@ pub(super) async fn dial(
     }
 }
 
-async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, ConnectError> {
-    if let Ok(ip) = host.parse::<IpAddr>() {
-        return Ok(vec![SocketAddr::new(ip, port)]);
-    }
-    let found = lookup_host((host, port))
-        .await
-        .map_err(ConnectError::Resolve)?;
-    Ok(found.collect())
+async fn resolve(
+    host: &str,
+    port: u16,
+    settings: &Settings,
+) -> Result<Vec<SocketAddr>, ConnectError> {
+    let resolved = settings.resolver.resolve(host, port).await;
+    resolved.map_err(ConnectError::Resolve)
 }
 
 /// [`judge`], and what only this host can know: whether the address is one of its own, and where the control plane
@@ -82,7 +130,7 @@ async fn judge_here(
     // upstreams on the same one. There the name, checked before, decides.
     if is_private(addr.ip().to_canonical()) {
         for (host, _) in settings.forbidden_at(addr.port()) {
-            let theirs = resolve(host, addr.port()).await?;
+            let theirs = resolve(host, addr.port(), settings).await?;
             if theirs
                 .iter()
                 .any(|a| a.ip().to_canonical() == addr.ip().to_canonical())
@@ -122,12 +170,20 @@ fn interleave(addrs: Vec<SocketAddr>) -> Vec<SocketAddr> {
     ordered
 }
 
-/// Starts an attempt every [`STAGGER`], or as soon as the one before failed; the first connection wins and the other
-/// attempts are dropped. The error is the last attempt's.
-async fn race(addrs: Vec<SocketAddr>) -> io::Result<TcpStream> {
+/// Starts an attempt every `stagger`, or as soon as the one before failed; the first connection wins and the other
+/// attempts are dropped. The error is the last attempt's, or the egress proxy's own.
+async fn race<T, F>(
+    addrs: Vec<SocketAddr>,
+    stagger: Duration,
+    connect: impl Fn(SocketAddr) -> F,
+) -> Result<T, ConnectError>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<T, ConnectError>> + Send + 'static,
+{
     let mut waiting = addrs.into_iter();
     let mut attempts = JoinSet::new();
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    let mut last = ConnectError::Io(io::ErrorKind::AddrNotAvailable.into());
     loop {
         let more = if let Some(addr) = waiting.next() {
             if attempts.is_empty() && waiting.len() == 0 {
@@ -141,16 +197,23 @@ async fn race(addrs: Vec<SocketAddr>) -> io::Result<TcpStream> {
         tokio::select! {
             ended = attempts.join_next() => match ended {
                 Some(Ok(Ok(stream))) => return Ok(stream),
+                Some(Ok(Err(ConnectError::Egress(error)))) if error.is_the_proxys() => {
+                    return Err(ConnectError::Egress(error));
+                }
                 Some(Ok(Err(error))) => last = error,
-                Some(Err(aborted)) => last = io::Error::other(aborted),
+                Some(Err(aborted)) => last = ConnectError::Io(io::Error::other(aborted)),
                 None => return Err(last),
             },
-            () = tokio::time::sleep(STAGGER), if more => {}
+            () = tokio::time::sleep(stagger), if more => {}
         }
     }
 }
 
-async fn connect(addr: SocketAddr) -> io::Result<TcpStream> {
+async fn connect(addr: SocketAddr) -> Result<TcpStream, ConnectError> {
+    open(addr).await.map_err(ConnectError::Io)
+}
+
+async fn open(addr: SocketAddr) -> io::Result<TcpStream> {
     let socket = match addr {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -201,9 +264,13 @@ mod tests {
     async fn a_failed_attempt_starts_the_next_without_waiting() {
         let (_listener, good) = listener().await;
         let started = Instant::now();
-        let raced = race(vec![refusing().await, refusing().await, good])
-            .await
-            .unwrap();
+        let raced = race(
+            vec![refusing().await, refusing().await, good],
+            STAGGER,
+            connect,
+        )
+        .await
+        .unwrap();
         assert_eq!(raced.peer_addr().unwrap(), good);
         assert!(started.elapsed() < STAGGER);
     }
@@ -214,17 +281,20 @@ mod tests {
         // Discards what it is sent; where there is no route at all the attempt fails, which is as well.
         let hanging = "192.0.2.1:9".parse().unwrap();
         let started = Instant::now();
-        let raced = race(vec![hanging, good]).await.unwrap();
+        let raced = race(vec![hanging, good], STAGGER, connect).await.unwrap();
         assert_eq!(raced.peer_addr().unwrap(), good);
         assert!(started.elapsed() < STAGGER * 3);
     }
 
     #[tokio::test]
     async fn the_last_failure_is_told_when_all_fail() {
-        let failed = race(vec![refusing().await, refusing().await])
+        let failed = race(vec![refusing().await, refusing().await], STAGGER, connect)
             .await
             .unwrap_err();
-        assert_eq!(failed.kind(), io::ErrorKind::ConnectionRefused);
+        let ConnectError::Io(error) = failed else {
+            panic!("{failed:?}")
+        };
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 
     #[tokio::test]

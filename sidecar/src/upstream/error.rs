@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::address::AddressError;
-use super::tls::{self, TlsError};
+use super::egress::EgressError;
+use super::tls::{self, Peer, TlsError};
 use crate::error::{Code, ProxyError};
 
 /// Why a request got no answer.
@@ -19,7 +20,13 @@ pub enum SendError {
     /// The connection ended, or the stream was reset, before a byte of an answer came. The request was sent in part
     /// or in full, and the upstream may have acted on it.
     #[error("the upstream broke off before it answered")]
-    Unanswered(#[source] hyper::Error),
+    Unanswered {
+        /// What hyper says.
+        source: hyper::Error,
+        /// True if the connection had carried an earlier request to its answer. Upstreams close such connections at
+        /// any time, and a request may cross with that (RFC 9112 section 9.3.1).
+        reused: bool,
+    },
     /// The upstream sent something that is no answer this proxy can pass on.
     #[error("the upstream's answer is malformed")]
     BadAnswer(#[source] hyper::Error),
@@ -52,7 +59,10 @@ pub enum ConnectError {
     /// No address accepted a connection; the reason is the last one's.
     #[error("the upstream cannot be connected to")]
     Io(#[source] io::Error),
-    /// The connection, TLS and HTTP/2 settings included, did not stand in time.
+    /// The egress proxy did not connect to the upstream.
+    #[error("the egress proxy does not connect to the upstream")]
+    Egress(#[source] EgressError),
+    /// The connection, egress proxy, TLS and HTTP/2 settings included, did not stand in time.
     #[error("no connection to the upstream within {0:?}")]
     Timeout(Duration),
     /// TLS cannot be set up for the upstream.
@@ -83,11 +93,15 @@ impl SendError {
     pub fn code(&self) -> Code {
         match self {
             Self::Connect(error) => match **error {
-                ConnectError::Refused(AddressError::OwnListener) => Code::LoopDetected,
+                ConnectError::Refused(AddressError::OwnListener)
+                | ConnectError::Egress(EgressError::Refused(AddressError::OwnListener)) => {
+                    Code::LoopDetected
+                }
                 ConnectError::Refused(_) => Code::UpstreamRefusedAddress,
                 ConnectError::Timeout(_) => Code::UpstreamTimeout,
                 ConnectError::Resolve(_)
                 | ConnectError::Io(_)
+                | ConnectError::Egress(_)
                 | ConnectError::Tls(_)
                 | ConnectError::Handshake(_)
                 | ConnectError::NotHttp2
@@ -96,7 +110,7 @@ impl SendError {
                 | ConnectError::ClosedAtOnce
                 | ConnectError::Abandoned => Code::UpstreamUnreachable,
             },
-            Self::Unanswered(_) | Self::BadAnswer(_) | Self::UnaskedUpgrade => {
+            Self::Unanswered { .. } | Self::BadAnswer(_) | Self::UnaskedUpgrade => {
                 Code::UpstreamUnreachable
             }
             Self::RequestBody(_) | Self::Authority(_) | Self::NoHost => Code::BadRequest,
@@ -108,7 +122,9 @@ impl SendError {
     pub fn detail(&self) -> Cow<'static, str> {
         match self {
             Self::Connect(error) => error.detail(),
-            Self::Unanswered(_) => "the upstream closed the connection before it answered".into(),
+            Self::Unanswered { .. } => {
+                "the upstream closed the connection before it answered".into()
+            }
             Self::BadAnswer(error) if error.is_incomplete_message() => {
                 "the upstream broke off in the middle of its answer's head".into()
             }
@@ -123,21 +139,39 @@ impl SendError {
         }
     }
 
-    /// STUB
+    /// True if the request may be sent once more, provided that its body can: nothing was sent; or the connection had
+    /// been in use before and ended without a byte of an answer; or [`is_unprocessed`](Self::is_unprocessed).
+    ///
+    /// In the second case the upstream may have acted all the same. Whether that matters is the caller's to judge by
+    /// the method.
     pub fn may_be_repeated(&self) -> bool {
-        matches!(self, Self::Unanswered(_))
+        match self {
+            Self::Unanswered { source, reused } => {
+                // A stream that was reset tells by its reason, whatever its connection did before.
+                let reset = h2_of(source).is_some_and(h2::Error::is_reset);
+                (*reused && !reset) || self.is_unprocessed()
+            }
+            other => other.nothing_sent(),
+        }
     }
 
-    /// STUB
+    /// True if the upstream said over HTTP/2 that it did nothing about the request (RFC 9113 section 8.7).
     pub fn is_unprocessed(&self) -> bool {
-        false
+        let Self::Unanswered { source, .. } = self else {
+            return false;
+        };
+        h2_of(source).is_some_and(|error| {
+            let refused = error.is_reset() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
+            // Only streams above the last one that GOAWAY names end in it.
+            error.is_remote() && (refused || error.is_go_away())
+        })
     }
 
     /// True if not a byte of the request can have reached the upstream, so that sending it again is always safe.
     pub fn nothing_sent(&self) -> bool {
         match self {
             Self::Connect(_) | Self::Authority(_) | Self::NoHost => true,
-            Self::Unanswered(_)
+            Self::Unanswered { .. }
             | Self::BadAnswer(_)
             | Self::UnaskedUpgrade
             | Self::Late(_)
@@ -164,12 +198,15 @@ impl ConnectError {
         match self {
             Self::Resolve(_) => "the upstream's host name cannot be resolved".into(),
             Self::Refused(reason) => reason.to_string().into(),
-            Self::Io(error) => reason_of(error).into(),
+            Self::Io(error) => reason_of(error)
+                .unwrap_or("the upstream cannot be connected to")
+                .into(),
+            Self::Egress(error) => error.detail(),
             Self::Timeout(limit) => {
                 format!("no connection to the upstream within {limit:?}").into()
             }
             Self::Tls(error) => error.to_string().into(),
-            Self::Handshake(error) => tls::explain(error),
+            Self::Handshake(error) => tls::explain(error, Peer::Upstream),
             Self::NotHttp2 => {
                 "the route demands HTTP/2 and the upstream does not offer it; set protocol: Auto"
                     .into()
@@ -184,17 +221,22 @@ impl ConnectError {
     }
 }
 
-fn reason_of(error: &io::Error) -> &'static str {
-    match error.kind() {
+/// Why no address accepted a connection, where the system says more than that.
+pub(super) fn reason_of(error: &io::Error) -> Option<&'static str> {
+    Some(match error.kind() {
         io::ErrorKind::ConnectionRefused => "connection refused",
-        io::ErrorKind::HostUnreachable => "no route to the upstream's host",
-        io::ErrorKind::NetworkUnreachable => "the upstream's network is unreachable",
+        io::ErrorKind::HostUnreachable => "no route to the host",
+        io::ErrorKind::NetworkUnreachable => "the network is unreachable",
         io::ErrorKind::ConnectionReset => "connection reset while connecting",
-        io::ErrorKind::TimedOut => "the upstream's host does not answer",
+        io::ErrorKind::TimedOut => "the host does not answer",
         io::ErrorKind::PermissionDenied => "connecting is not permitted here (network policy?)",
         io::ErrorKind::AddrNotAvailable => "no local port or address to connect from",
-        _ => "the upstream cannot be connected to",
-    }
+        _ => return None,
+    })
+}
+
+fn h2_of(error: &hyper::Error) -> Option<&h2::Error> {
+    error.source()?.downcast_ref()
 }
 
 fn chain(error: &dyn StdError) -> String {

@@ -27,6 +27,8 @@ const MAX_SETTLE: Duration = Duration::from_secs(5);
 pub(super) struct Connection<B: RequestBody> {
     sender: http1::SendRequest<B>,
     received: Received,
+    /// It has carried a request to its answer.
+    used: bool,
     pool: Weak<Pool<B>>,
 }
 
@@ -53,6 +55,7 @@ impl<B: RequestBody> Connection<B> {
         Ok(Box::new(Self {
             sender,
             received,
+            used: false,
             pool,
         }))
     }
@@ -77,7 +80,11 @@ impl<B: RequestBody> Connection<B> {
         }
     }
 
-    fn lend(self: Box<Self>, answer: Response<hyper::body::Incoming>) -> Response<UpstreamBody> {
+    fn lend(
+        mut self: Box<Self>,
+        answer: Response<hyper::body::Incoming>,
+    ) -> Response<UpstreamBody> {
+        self.used = true;
         answer.map(|body| UpstreamBody::new(body, Lease::Http1(self)))
     }
 
@@ -85,7 +92,10 @@ impl<B: RequestBody> Connection<B> {
         if error.is_user() {
             SendError::RequestBody(error)
         } else if self.received.bytes() == received_before {
-            SendError::Unanswered(error)
+            SendError::Unanswered {
+                source: error,
+                reused: self.used,
+            }
         } else {
             SendError::BadAnswer(error)
         }
@@ -144,6 +154,12 @@ impl<B: RequestBody> Idle<B> {
         if list.len() > self.limit {
             list.pop_front();
         }
+    }
+
+    /// Closes all of them.
+    pub(super) fn clear(&self) {
+        let closed = std::mem::take(&mut *self.lock());
+        drop(closed);
     }
 
     /// Closes what has not been used for [`IDLE_TICKS`] rounds, and forgets what the upstream closed.

@@ -61,6 +61,8 @@ struct Streams {
     limit: AtomicUsize,
     /// Streams in use.
     open: AtomicUsize,
+    /// A request was answered.
+    answered: AtomicBool,
 }
 
 /// Counts as an open stream of its connection until it is dropped. Both bodies of an exchange hold it, since an
@@ -122,19 +124,24 @@ impl<B: RequestBody> Room<B> {
     /// Dropping the future resets the stream.
     pub(super) async fn send(mut self, mut request: Request<B>) -> Result<Sent<B>, SendError> {
         *request.version_mut() = Version::HTTP_2;
+        let reused = self.stream.0.answered.load(Ordering::Relaxed);
         let request = request.map(|body| Counted {
             stream: (!body.is_end_stream()).then(|| Arc::clone(&self.stream)),
             body,
         });
         match self.sender.try_send_request(request).await {
             Ok(answer) => {
+                self.stream.0.answered.store(true, Ordering::Relaxed);
                 Ok(Sent::Answer(answer.map(|body| {
                     UpstreamBody::new(body, Lease::Http2(self.stream))
                 })))
             }
             Err(mut failed) => match failed.take_message() {
                 Some(request) => Ok(Sent::Not(request.map(|counted| counted.body))),
-                None => Err(SendError::Unanswered(failed.into_error())),
+                None => Err(SendError::Unanswered {
+                    source: failed.into_error(),
+                    reused,
+                }),
             },
         }
     }

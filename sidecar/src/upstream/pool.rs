@@ -81,7 +81,7 @@ impl<B: RequestBody> Pool<B> {
 
     /// Sends one request, whose URI is in origin form and which has a `Host`; over HTTP/2 both become `:scheme`,
     /// `:authority` and `:path`. Ready when the answer's head is there. `connect_timeout` bounds the time without a
-    /// connection, TLS and HTTP/2 settings included.
+    /// connection: names, egress proxy, TLS and HTTP/2 settings included.
     ///
     /// A request that cannot be written to a kept connection, because it ended in the meantime, goes to another one;
     /// any other failure is the caller's to judge. Dropping the future cancels the request.
@@ -98,7 +98,10 @@ impl<B: RequestBody> Pool<B> {
         while closed_at_once < MAX_CLOSED_AT_ONCE {
             let sent = if self.exclusive.load(Ordering::Relaxed) {
                 match self.idle.take() {
-                    Some(connection) => connection.send(request).await?,
+                    Some(connection) => connection
+                        .send(request)
+                        .await
+                        .inspect_err(|error| self.distrust_idle(error))?,
                     // Boxed: it is large, and most requests never come here.
                     None => match Box::pin(self.connect(&mut deadline)).await? {
                         Some(connection) => connection.send(request).await?,
@@ -153,6 +156,15 @@ impl<B: RequestBody> Pool<B> {
                 Ok(Sent::Not(request))
             }
             answer @ Sent::Answer(_) => Ok(answer),
+        }
+    }
+
+    /// Closes the connections that carry no request, if one that was kept turned out to have been closed by the
+    /// upstream. Others of the same age probably were as well, and nobody has read that yet: a request that is
+    /// repeated gets one that was in use since, or a new one.
+    fn distrust_idle(&self, error: &SendError) {
+        if let SendError::Unanswered { reused: true, .. } = error {
+            self.idle.clear();
         }
     }
 
@@ -243,7 +255,7 @@ impl<B: RequestBody> Pool<B> {
         upstreams: &Upstreams<B>,
     ) -> Result<Option<Box<h1::Connection<B>>>, ConnectError> {
         let target = &self.target;
-        let tcp = dial(
+        let socket = dial(
             &target.host,
             target.port,
             target.allow_private,
@@ -251,14 +263,14 @@ impl<B: RequestBody> Pool<B> {
         )
         .await?;
         let (stream, http2) = match &target.tls {
-            None => (Stream::from(tcp), target.always_http2()),
+            None => (Stream::from(socket), target.always_http2()),
             Some(tls) => {
                 let config = tls
                     .config(&upstreams.tls)
                     .await
                     .map_err(ConnectError::Tls)?;
                 let stream = TlsConnector::from(config)
-                    .connect(tls.name.clone(), tcp)
+                    .connect(tls.name.clone(), socket)
                     .await
                     .map_err(ConnectError::Handshake)?;
                 let http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");

@@ -11,8 +11,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
+
+use super::socket::Socket;
 
 /// A connected upstream.
 pub(super) struct Stream {
@@ -23,8 +24,8 @@ pub(super) struct Stream {
 }
 
 enum Transport {
-    Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Clear(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
 
 /// How many bytes of plain text came in so far. Tells whether an answer had begun when a connection ended.
@@ -49,18 +50,18 @@ impl Stream {
     }
 }
 
-impl From<TcpStream> for Stream {
-    fn from(stream: TcpStream) -> Self {
+impl From<Socket> for Stream {
+    fn from(stream: Socket) -> Self {
         Self {
-            transport: Transport::Tcp(stream),
+            transport: Transport::Clear(stream),
             received: Received::default(),
             deaf: false,
         }
     }
 }
 
-impl From<TlsStream<TcpStream>> for Stream {
-    fn from(stream: TlsStream<TcpStream>) -> Self {
+impl From<TlsStream<Socket>> for Stream {
+    fn from(stream: TlsStream<Socket>) -> Self {
         Self {
             transport: Transport::Tls(Box::new(stream)),
             received: Received::default(),
@@ -77,7 +78,7 @@ impl AsyncRead for Stream {
     ) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let polled = match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Transport::Clear(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buf),
         };
         let read = buf.filled().len() - before;
@@ -118,7 +119,7 @@ impl AsyncWrite for Stream {
             return Poll::Ready(Ok(buf.len()));
         }
         let wrote = match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Transport::Clear(stream) => Pin::new(stream).poll_write(cx, buf),
             Transport::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
         };
         self.hushed(wrote, buf.len())
@@ -134,7 +135,7 @@ impl AsyncWrite for Stream {
             return Poll::Ready(Ok(all()));
         }
         let wrote = match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Transport::Clear(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
         };
         self.hushed(wrote, all())
@@ -142,7 +143,7 @@ impl AsyncWrite for Stream {
 
     fn is_write_vectored(&self) -> bool {
         match &self.transport {
-            Transport::Tcp(stream) => stream.is_write_vectored(),
+            Transport::Clear(stream) => stream.is_write_vectored(),
             Transport::Tls(stream) => stream.is_write_vectored(),
         }
     }
@@ -152,7 +153,7 @@ impl AsyncWrite for Stream {
             return Poll::Ready(Ok(()));
         }
         let flushed = match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_flush(cx),
+            Transport::Clear(stream) => Pin::new(stream).poll_flush(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
         };
         self.hushed(flushed, ())
@@ -160,7 +161,7 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.transport {
-            Transport::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Transport::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
     }

@@ -19,20 +19,9 @@ const SESSIONS: usize = 64;
 /// Why TLS cannot be set up for an upstream.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The CA bundle is not PEM.
-    #[error("caBundle is not valid PEM: {0}")]
-    BundlePem(pem::Error),
-    /// The CA bundle holds no certificate.
-    #[error("caBundle holds no CERTIFICATE section")]
-    BundleEmpty,
-    /// A certificate of the CA bundle cannot be a root.
-    #[error("caBundle: certificate {number} cannot be used as a root: {reason}")]
-    BundleCertificate {
-        /// Position in the bundle, from 1.
-        number: usize,
-        /// What is wrong with it.
-        reason: rustls::Error,
-    },
+    /// The CA bundle cannot be used.
+    #[error("caBundle {0}")]
+    Bundle(BundleError),
     /// The host is neither a DNS name nor an address.
     #[error("the upstream's host is not a valid DNS name or address")]
     ServerName(#[source] InvalidDnsNameError),
@@ -42,6 +31,50 @@ pub enum TlsError {
     /// The configuration was not built because the process is ending.
     #[error("the sidecar is shutting down")]
     Abandoned,
+}
+
+/// Why a bundle of CA certificates cannot be used. Reads on from the name of what holds it.
+#[derive(Debug, thiserror::Error)]
+pub enum BundleError {
+    /// It is not PEM.
+    #[error("is not valid PEM: {0}")]
+    Pem(pem::Error),
+    /// It holds no certificate.
+    #[error("holds no CERTIFICATE section")]
+    Empty,
+    /// One of its certificates cannot be a root.
+    #[error("has a certificate, number {number}, that cannot be used as a root: {reason}")]
+    Certificate {
+        /// Position in the bundle, from 1.
+        number: usize,
+        /// What is wrong with it.
+        reason: rustls::Error,
+    },
+}
+
+/// Who a TLS handshake is with, for the words about its failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    /// An upstream.
+    Upstream,
+    /// The proxy of `--egress-proxy`.
+    EgressProxy,
+}
+
+impl Peer {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Upstream => "the upstream",
+            Self::EgressProxy => "the egress proxy",
+        }
+    }
+
+    fn private_ca(self) -> &'static str {
+        match self {
+            Self::Upstream => "caBundle",
+            Self::EgressProxy => "--egress-proxy-ca",
+        }
+    }
 }
 
 /// What ALPN offers.
@@ -131,27 +164,12 @@ impl Configs {
             return Ok(Arc::clone(config));
         }
         let roots = match &ca_bundle {
-            Some(pem) => bundle_roots(pem)?,
+            Some(pem) => bundle_roots(pem.as_bytes()).map_err(TlsError::Bundle)?,
             None => public_roots(),
         };
-        let config = Arc::new(self.build(roots, alpn)?);
+        let config = build(&self.provider, roots, alpn).map_err(TlsError::Versions)?;
+        let config = Arc::new(config);
         built.insert((ca_bundle, alpn), Arc::clone(&config));
-        Ok(config)
-    }
-
-    fn build(&self, roots: RootCertStore, alpn: Alpn) -> Result<ClientConfig, TlsError> {
-        let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_safe_default_protocol_versions()
-            .map_err(TlsError::Versions)?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        let (h2, http1) = (b"h2".to_vec(), b"http/1.1".to_vec());
-        config.alpn_protocols = match alpn {
-            Alpn::Either => vec![h2, http1],
-            Alpn::Http1 => vec![http1],
-            Alpn::Http2 => vec![h2],
-        };
-        config.resumption = Resumption::in_memory_sessions(SESSIONS);
         Ok(config)
     }
 
@@ -160,19 +178,46 @@ impl Configs {
     }
 }
 
-fn bundle_roots(bundle: &str) -> Result<RootCertStore, TlsError> {
+/// The configuration of an egress proxy's connections, which speak HTTP/1.1. Without `roots` the public ones are
+/// trusted, which are read here and now.
+pub(super) fn egress_config(roots: Option<RootCertStore>) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    build(&provider, roots.unwrap_or_else(public_roots), Alpn::Http1)
+}
+
+fn build(
+    provider: &Arc<CryptoProvider>,
+    roots: RootCertStore,
+    alpn: Alpn,
+) -> Result<ClientConfig, rustls::Error> {
+    let mut config = ClientConfig::builder_with_provider(Arc::clone(provider))
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let (h2, http1) = (b"h2".to_vec(), b"http/1.1".to_vec());
+    config.alpn_protocols = match alpn {
+        Alpn::Either => vec![h2, http1],
+        Alpn::Http1 => vec![http1],
+        Alpn::Http2 => vec![h2],
+    };
+    config.resumption = Resumption::in_memory_sessions(SESSIONS);
+    Ok(config)
+}
+
+/// The certificates of a PEM bundle, all of which must be usable.
+pub(super) fn bundle_roots(bundle: &[u8]) -> Result<RootCertStore, BundleError> {
     let mut roots = RootCertStore::empty();
-    for (index, certificate) in CertificateDer::pem_slice_iter(bundle.as_bytes()).enumerate() {
-        let certificate = certificate.map_err(TlsError::BundlePem)?;
+    for (index, certificate) in CertificateDer::pem_slice_iter(bundle).enumerate() {
+        let certificate = certificate.map_err(BundleError::Pem)?;
         roots
             .add(certificate)
-            .map_err(|reason| TlsError::BundleCertificate {
+            .map_err(|reason| BundleError::Certificate {
                 number: index + 1,
                 reason,
             })?;
     }
     if roots.is_empty() {
-        return Err(TlsError::BundleEmpty);
+        return Err(BundleError::Empty);
     }
     Ok(roots)
 }
@@ -193,44 +238,51 @@ fn public_roots() -> RootCertStore {
 }
 
 /// What a failed handshake means, for the agent.
-pub(super) fn explain(error: &io::Error) -> Cow<'static, str> {
+pub(super) fn explain(error: &io::Error, peer: Peer) -> Cow<'static, str> {
+    let who = peer.name();
     let Some(error) = error
         .get_ref()
         .and_then(|inner| inner.downcast_ref::<rustls::Error>())
     else {
-        return "the upstream closed the connection during the TLS handshake".into();
+        return format!("{who} closed the connection during the TLS handshake").into();
     };
     match error {
-        rustls::Error::InvalidCertificate(reason) => format!(
-            "the upstream's certificate is not valid: {}",
-            explain_certificate(reason)
-        )
-        .into(),
-        rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)
-        | rustls::Error::NoApplicationProtocol => {
-            "the upstream does not offer the HTTP version the route demands".into()
+        rustls::Error::InvalidCertificate(reason) => {
+            let reason = explain_certificate(reason, peer);
+            format!("{who}'s certificate is not valid: {reason}")
         }
+        rustls::Error::AlertReceived(AlertDescription::NoApplicationProtocol)
+        | rustls::Error::NoApplicationProtocol => match peer {
+            Peer::Upstream => {
+                "the upstream does not offer the HTTP version the route demands".into()
+            }
+            Peer::EgressProxy => "the egress proxy does not offer HTTP/1.1".into(),
+        },
         rustls::Error::AlertReceived(
             AlertDescription::CertificateRequired | AlertDescription::AccessDenied,
-        ) => "the upstream demands a client certificate".into(),
+        ) => format!("{who} demands a client certificate"),
         rustls::Error::AlertReceived(alert) => {
-            format!("the upstream refused the TLS handshake: {alert:?}").into()
+            format!("{who} refused the TLS handshake: {alert:?}")
         }
-        rustls::Error::InvalidMessage(_) => "the upstream does not speak TLS on this port".into(),
+        rustls::Error::InvalidMessage(_) => format!("{who} does not speak TLS on this port"),
         rustls::Error::PeerIncompatible(_) => {
-            "the upstream speaks neither TLS 1.2 nor 1.3 with a cipher suite that is safe".into()
+            format!("{who} speaks neither TLS 1.2 nor 1.3 with a cipher suite that is safe")
         }
-        _ => "the TLS handshake with the upstream failed".into(),
+        _ => format!("the TLS handshake with {who} failed"),
     }
+    .into()
 }
 
-fn explain_certificate(reason: &CertificateError) -> &'static str {
+fn explain_certificate(reason: &CertificateError, peer: Peer) -> Cow<'static, str> {
     match reason {
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => "expired",
         CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
             "not valid yet"
         }
-        CertificateError::UnknownIssuer => "unknown issuer (for a private CA set caBundle)",
+        CertificateError::UnknownIssuer => {
+            let option = peer.private_ca();
+            return format!("unknown issuer (for a private CA set {option})").into();
+        }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             "issued for another name"
         }
@@ -242,6 +294,7 @@ fn explain_certificate(reason: &CertificateError) -> &'static str {
         CertificateError::BadEncoding => "badly encoded",
         _ => "it cannot be verified",
     }
+    .into()
 }
 
 #[cfg(test)]
@@ -255,14 +308,22 @@ mod tests {
     #[test]
     fn a_bundle_without_certificates_is_refused_with_the_reason() {
         let empty = tls("a.example", Some("# nothing here\n")).unwrap_err();
-        assert!(matches!(empty, TlsError::BundleEmpty), "{empty:?}");
+        assert!(
+            matches!(empty, TlsError::Bundle(BundleError::Empty)),
+            "{empty:?}"
+        );
         let garbled = "-----BEGIN CERTIFICATE-----\n!!!\n-----END CERTIFICATE-----\n";
         let garbled = tls("a.example", Some(garbled)).unwrap_err();
-        assert!(matches!(garbled, TlsError::BundlePem(_)), "{garbled:?}");
+        assert!(
+            matches!(garbled, TlsError::Bundle(BundleError::Pem(_))),
+            "{garbled:?}"
+        );
         let no_root = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let no_root = tls("a.example", Some(no_root)).unwrap_err();
         assert!(
-            no_root.to_string().starts_with("caBundle: certificate 1 "),
+            no_root
+                .to_string()
+                .starts_with("caBundle has a certificate, number 1, "),
             "{no_root}"
         );
     }

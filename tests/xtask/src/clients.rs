@@ -1,5 +1,6 @@
-//! Installs the agents that the tests drive, under `target/clients`: a Python environment with requests and botocore,
-//! and axios for Node. What is there already for the same requirement files is left alone.
+//! Installs the programs that the tests drive, under `target/clients`: a Python environment with requests and botocore,
+//! axios for Node, and where there is none yet, a proxy. What is there already for the same requirement files is left
+//! alone.
 
 use std::path::Path;
 
@@ -16,7 +17,44 @@ pub(crate) fn install() -> anyhow::Result<()> {
     step("Node client", || {
         let files = ["node/package.json", "node/package-lock.json", "node/.npmrc"];
         unless_stamped("node", &files, node)
-    })
+    })?;
+    step("egress proxy", tinyproxy)
+}
+
+/// Debian's tinyproxy without its service: from the system, else into `target/clients` for whoever is not root.
+fn tinyproxy() -> anyhow::Result<()> {
+    const PACKAGE: &str = "tinyproxy-bin";
+    let folder = target().join("clients/tinyproxy");
+    let unpacked = folder.join("usr/bin/tinyproxy");
+    if succeeds(&mut command("tinyproxy", &["-v"])) || succeeds(&mut command(&unpacked, &["-v"])) {
+        return Ok(());
+    }
+    let user = command("id", &["--user"])
+        .output()
+        .context("cannot start id")?;
+    if user.stdout.trim_ascii() == b"0" {
+        let install = ["install", "--yes", "--no-install-recommends", PACKAGE];
+        return run(&mut command("apt-get", &["update"]))
+            .and_then(|()| run(&mut command("apt-get", &install)))
+            .with_context(|| format!("install by hand: {PACKAGE}"));
+    }
+    std::fs::create_dir_all(&folder)?;
+    run(command("apt-get", &["download", PACKAGE]).current_dir(&folder))
+        .with_context(|| format!("install by hand: {PACKAGE}"))?;
+    for file in std::fs::read_dir(&folder)? {
+        let path = file?.path();
+        if path.extension().is_some_and(|extension| extension == "deb") {
+            run(command("dpkg-deb", &["--extract"]).arg(&path).arg(&folder))?;
+            std::fs::remove_file(path)?;
+        }
+    }
+    if !succeeds(&mut command(&unpacked, &["-v"])) {
+        bail!(
+            "{PACKAGE} was unpacked but {} does not start",
+            unpacked.display()
+        );
+    }
+    Ok(())
 }
 
 fn programs() -> anyhow::Result<()> {

@@ -72,6 +72,11 @@ fn each_fault_has_its_reason_and_field() {
             "spec.access.allow",
         ),
         (
+            json!({"podSelector": {"matchExpressions": [{"key": "app", "operator": "Equals", "values": ["x"]}]}}),
+            InvalidValue,
+            "spec.podSelector.matchExpressions[0].operator",
+        ),
+        (
             json!({"headers": {"set": {"Host": "x"}}}),
             InvalidValue,
             "spec.headers.set[Host]",

@@ -44,7 +44,8 @@ pub(super) enum Failure {
 }
 
 /// A refresh that would help.
-struct Wanted {
+struct Wanted<'a> {
+    gate: &'a Gate,
     value: Fingerprint,
     forced: bool,
     /// There is no hurry, and its time was chosen.
@@ -83,25 +84,22 @@ impl<S: Source> CredentialCache<S> {
         let Some(wanted) = self.wanted(slot, &read, cause) else {
             return Ok(read);
         };
-        let refreshed = self.refresh(&slot.gates.first, &wanted).await;
+        let refreshed = self.refresh(&wanted).await;
         let read = self.read(slot, strategy).await?;
         match refreshed {
             Err(outage) if !read.is_usable(Now::read().wall) && !outage.denies_refresh() => {
-                Err(self.failed(slot, &slot.gates.first, &outage))
+                Err(self.failed(slot, wanted.gate, &outage))
             }
             Ok(()) | Err(_) => Ok(read),
         }
     }
 
     /// The refresh that would help, if there is one and it may be asked for.
-    fn wanted(&self, slot: &Slot, read: &Credential, cause: &Cause) -> Option<Wanted> {
-        if !read.is_refreshable() {
-            return None;
-        }
+    fn wanted<'a>(&self, slot: &'a Slot, read: &Credential, cause: &Cause) -> Option<Wanted<'a>> {
         let rules = &self.settings.refresh;
         let now = Now::read();
         let value = fingerprint(read)?;
-        let gate = &slot.gates.first;
+        let gate = slot.gates.of(read.refreshes()?);
         let held = slot
             .current()
             .filter(|held| held.credential.has_same_value(read));
@@ -113,6 +111,7 @@ impl<S: Source> CredentialCache<S> {
         if !usable || due {
             let allowed = gate.budget(|budget| budget.allows_renewal(&value, now.moment, rules));
             return allowed.then_some(Wanted {
+                gate,
                 value,
                 forced: false,
                 planned: usable,
@@ -130,14 +129,20 @@ impl<S: Source> CredentialCache<S> {
             && read.has_same_value(credential)
             && gate.budget(|budget| budget.allows_forced(now.moment, rules));
         allowed.then_some(Wanted {
+            gate,
             value,
             forced: true,
             planned: false,
         })
     }
 
-    async fn refresh(&self, gate: &Gate, wanted: &Wanted) -> Result<(), FetchError> {
-        let Wanted { value, forced, .. } = wanted;
+    async fn refresh(&self, wanted: &Wanted<'_>) -> Result<(), FetchError> {
+        let Wanted {
+            gate,
+            value,
+            forced,
+            ..
+        } = wanted;
         let rules = &self.settings.refresh;
         gate.budget(|budget| budget.ask(*value, *forced, Moment::now(), rules));
         let result = self.control.refresh(gate.id, value).await;

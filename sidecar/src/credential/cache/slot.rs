@@ -11,8 +11,8 @@ use tokio::task::AbortHandle;
 use super::CacheSettings;
 use super::gate::{Gate, Refused};
 use super::renewal::{Cause, Failure};
-use crate::credential::Credential;
 use crate::credential::clock::{Moment, Now};
+use crate::credential::{Credential, Side};
 use crate::error::{Code, ProxyError};
 
 /// What a flight brought; `None` while it runs.
@@ -295,6 +295,13 @@ impl State {
 }
 
 impl Gates {
+    pub(super) fn of(&self, side: Side) -> &Gate {
+        match (side, &self.second) {
+            (Side::Second, Some(second)) => second,
+            (Side::First | Side::Second, _) => &self.first,
+        }
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<Gate>> {
         std::iter::once(&self.first).chain(&self.second)
     }

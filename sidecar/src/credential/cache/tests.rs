@@ -879,6 +879,25 @@ async fn fields_of_a_second_connection_go_under_the_firsts() {
     assert_eq!(gateway.with(1, |it| it.most_in_flight), 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn of_two_connections_the_one_that_expires_is_refreshed() {
+    let (gateway, cache) = start();
+    let both = Connection {
+        key_id: Some(connection(2).id),
+        ..connection(1)
+    };
+    let key = CredentialKey::new(both, 0);
+    gateway.stores(1, "long", 10 * HOUR, Refresh::Issues(10 * HOUR));
+    gateway.stores(2, "under the first", HOUR, Refresh::Issues(HOUR));
+    for _ in 0..3 {
+        let credential = cache.get(key, both, None).await.unwrap();
+        assert_eq!(value(&credential), "long");
+        sleep(55 * MINUTE).await;
+    }
+    assert_eq!(gateway.refreshes(1), 0);
+    assert!((2..=3).contains(&gateway.refreshes(2)));
+}
+
 #[test]
 fn strategies_differ_in_their_digest_where_they_differ() {
     let spec = |json: &str| -> StrategySpec { serde_json::from_str(json).unwrap() };

@@ -5,7 +5,7 @@ use std::fmt;
 use aho_corasick::{AhoCorasick, Input, MatchKind, packed};
 
 /// Finds the leftmost occurrence of any of a few short patterns.
-pub(super) enum Searcher {
+pub(in crate::proxy) enum Searcher {
     /// Teddy: about ten times as fast as an automaton.
     Packed(packed::Searcher),
     /// Where the processor has no suitable instructions, or for more patterns than Teddy takes.
@@ -16,7 +16,7 @@ pub(super) enum Searcher {
 
 impl Searcher {
     /// `patterns` are not empty, and neither is any of them.
-    pub(super) fn new(patterns: &[Box<[u8]>]) -> Self {
+    pub(in crate::proxy) fn new(patterns: &[Box<[u8]>]) -> Self {
         packed::Config::new()
             .match_kind(packed::MatchKind::LeftmostFirst)
             .builder()
@@ -33,7 +33,7 @@ impl Searcher {
     }
 
     /// Position of the leftmost occurrence that starts at `from` or later.
-    pub(super) fn find(&self, text: &[u8], from: usize) -> Option<usize> {
+    pub(in crate::proxy) fn find(&self, text: &[u8], from: usize) -> Option<usize> {
         if from >= text.len() {
             return None;
         }

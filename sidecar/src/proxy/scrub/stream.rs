@@ -75,9 +75,9 @@ impl ScrubStream {
         rest
     }
 
-    /// True if bytes are held back that [`finish`](Self::finish) will return.
-    pub fn holds_bytes(&self) -> bool {
-        self.open.len() > self.released
+    /// How many bytes are held back that a later [`push`](Self::push) or [`finish`](Self::finish) will return.
+    pub fn held(&self) -> usize {
+        self.open.len() - self.released
     }
 
     /// How many runs of bytes were masked.
@@ -133,7 +133,7 @@ impl ScrubStream {
 impl fmt::Debug for ScrubStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ScrubStream")
-            .field("held", &(self.open.len() - self.released))
+            .field("held", &self.held())
             .field("hits", &self.hits)
             .finish_non_exhaustive()
     }

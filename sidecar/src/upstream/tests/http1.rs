@@ -187,7 +187,7 @@ async fn a_connection_closed_before_an_answer_is_told_from_a_broken_answer() {
             .await
             .unwrap_err();
         match &failed {
-            SendError::Unanswered(_) => assert!(unanswered, "{answer:?}"),
+            SendError::Unanswered { .. } => assert!(unanswered, "{answer:?}"),
             SendError::BadAnswer(_) => assert!(!unanswered, "{answer:?}"),
             other => panic!("{answer:?}: {other:?}"),
         }
@@ -209,7 +209,7 @@ async fn a_reset_before_an_answer_is_unanswered() {
         .get()
         .await
         .unwrap_err();
-    assert!(matches!(failed, SendError::Unanswered(_)), "{failed:?}");
+    assert!(matches!(failed, SendError::Unanswered { .. }), "{failed:?}");
 }
 
 #[tokio::test]

@@ -14,21 +14,21 @@ use super::support::*;
 use crate::error::{Code, ProxyError};
 use crate::upstream::{ConnectError, SendError};
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(super) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub(super) fn new(name: &str) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    fn pem(&self) -> Arc<str> {
+    pub(super) fn pem(&self) -> Arc<str> {
         self.0.pem().into()
     }
 
-    fn server(&self, name: &str, alpn: &[&str], expired: bool) -> Options {
+    pub(super) fn server(&self, name: &str, alpn: &[&str], expired: bool) -> Options {
         let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
         if expired {
             params.not_before = date_time_ymd(2020, 1, 1);
@@ -54,7 +54,11 @@ impl Authority {
     }
 }
 
-fn over_tls(server: &Server, protocol: UpstreamProtocol, ca: Option<Arc<str>>) -> Upstream {
+pub(super) fn over_tls(
+    server: &Server,
+    protocol: UpstreamProtocol,
+    ca: Option<Arc<str>>,
+) -> Upstream {
     Upstream {
         tls: true,
         host: "localhost".into(),
