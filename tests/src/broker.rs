@@ -1,20 +1,43 @@
 //! A stand-in for the Nexus control plane on loopback: the REST gateway, the broker behind it or the gRPC
 //! gateway's HTTP front.
 //!
-//! Each connection has a scripted answer. Answers are bytes, so that a recorded one goes out as it was recorded.
-//! What was called is counted per connection id, together with how many calls were under way at once.
+//! A connection either has a scripted answer ([`Broker::set`]) or an OAuth 2 provider behind it
+//! ([`Broker::connect`]), whose tokens expire, rotate and are used up as they are with the running framework. Over
+//! that go scripts for single calls, failures at random and outages. Scripted bytes go out as they are, so that a
+//! recorded answer is answered as it was recorded.
+//!
+//! Everything is counted per connection id: calls of each kind, how many were under way at once, and every token
+//! that was ever stored, with the times at which it was stored, delivered, superseded and expires.
 
-use std::collections::HashMap;
+mod account;
+mod answer;
+mod render;
+mod serve;
+mod state;
+mod weather;
+
+#[cfg(test)]
+mod recordings;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::Instant;
 
-use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+use rustls::server::ServerConfig;
+use tokio::task::JoinHandle;
 
-use crate::raw::{self, Message};
+pub use account::{Issued, Provider, RefreshToken, Standing, Trouble};
+pub use answer::Answer;
+pub use state::Call;
+pub use weather::{Failure, Outage};
+
+use account::Account;
+use serve::Address;
+use state::State;
+use weather::Weather;
 
 /// Which of the framework's services is stood in for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,134 +50,22 @@ pub enum Front {
     Grpc,
 }
 
-/// What one connection answers.
-#[derive(Clone, Debug)]
-pub struct Answer {
-    delay: Duration,
-    reply: Reply,
-}
-
-#[derive(Clone, Debug)]
-enum Reply {
-    Credential(Value),
-    Status(u16, Value),
-    Raw(Vec<u8>),
-    Hang,
-    Close,
-}
-
-impl Answer {
-    /// A 200 with `strategy` and `credentials`, shaped as the front shapes it.
-    pub fn credential(strategy: Value, credentials: Value) -> Self {
-        let mut payload = json!({});
-        if strategy["type"] == "oauth2" {
-            payload = credentials.clone();
-        }
-        payload["strategy"] = strategy;
-        payload["credentials"] = credentials;
-        Reply::Credential(payload).into()
-    }
-
-    /// An OAuth 2 access token that is valid for another hour.
-    pub fn oauth2(token: &str) -> Self {
-        Self::credential(
-            json!({"type": "oauth2"}),
-            json!({"access_token": token, "token_type": "Bearer", "expired": false}),
-        )
-    }
-
-    /// A key that goes into header `name`.
-    pub fn header(name: &str, key: &str) -> Self {
-        Self::credential(
-            json!({"type": "header", "config": {"header_name": name, "credential_field": "api_key"}}),
-            json!({"api_key": key}),
-        )
-    }
-
-    /// A status with the broker's `{"error", "message"}`; the gateway passes only the status on.
-    pub fn status(status: u16, error: &str) -> Self {
-        Reply::Status(status, json!({"error": error, "message": "as scripted"})).into()
-    }
-
-    /// These bytes and nothing else.
-    pub fn raw(response: impl Into<Vec<u8>>) -> Self {
-        Reply::Raw(response.into()).into()
-    }
-
-    /// A 200 with this body, as JSON.
-    pub fn body(body: &str) -> Self {
-        Self::raw(raw::response(200, "application/json", body))
-    }
-
-    /// Takes the request and never answers.
-    pub fn hang() -> Self {
-        Reply::Hang.into()
-    }
-
-    /// Takes the request and closes the connection.
-    pub fn close() -> Self {
-        Reply::Close.into()
-    }
-
-    /// Answers after this time.
-    #[must_use]
-    pub fn after(mut self, delay: Duration) -> Self {
-        self.delay = delay;
-        self
-    }
-
-    fn render(&self, front: Front) -> Option<Vec<u8>> {
-        match &self.reply {
-            Reply::Credential(payload) if front == Front::Grpc => {
-                let body = json!({"token": payload}).to_string();
-                Some(raw::response(200, "application/json", &body))
-            }
-            Reply::Credential(payload) => {
-                Some(raw::response(200, "application/json", &payload.to_string()))
-            }
-            Reply::Status(status, body) => Some(match front {
-                Front::Gateway => raw::response(*status, "", ""),
-                Front::Broker => raw::response(*status, "application/json", &body.to_string()),
-                Front::Grpc => raw::response(200, "application/json", r#"{"token":{}}"#),
-            }),
-            Reply::Raw(bytes) => Some(bytes.clone()),
-            Reply::Hang | Reply::Close => None,
-        }
-    }
-}
-
-impl From<Reply> for Answer {
-    fn from(reply: Reply) -> Self {
-        Self {
-            delay: Duration::ZERO,
-            reply,
-        }
-    }
+/// What a caller has to show.
+#[derive(Clone, Debug, Default)]
+pub struct Access {
+    /// Value of `X-API-Key`, refused with the broker's 401 and 403.
+    pub api_key: Option<String>,
+    /// Bearer token, refused with the 401 of a check that a deployment puts in front.
+    pub bearer: Option<String>,
 }
 
 /// The stand-in. It ends when it is dropped.
 #[derive(Debug)]
 pub struct Broker {
     addr: SocketAddr,
+    scheme: &'static str,
     state: Arc<State>,
     task: JoinHandle<()>,
-}
-
-#[derive(Debug)]
-struct State {
-    front: Front,
-    api_key: Option<String>,
-    connections: Mutex<HashMap<String, Connection>>,
-}
-
-#[derive(Debug, Default)]
-struct Connection {
-    answer: Option<Answer>,
-    refresh: Option<Answer>,
-    calls: usize,
-    refreshes: usize,
-    in_flight: usize,
-    max_in_flight: usize,
 }
 
 impl Broker {
@@ -165,25 +76,51 @@ impl Broker {
 
     /// Starts one of the services; a broker with a key answers 401 and 403 to who does not send it.
     pub async fn start(front: Front, api_key: Option<&str>) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let addr = listener.local_addr().unwrap();
-        let state = Arc::new(State {
-            front,
+        let access = Access {
             api_key: api_key.map(str::to_owned),
-            connections: Mutex::default(),
-        });
-        let task = tokio::spawn(accept(listener, Arc::clone(&state)));
-        Self { addr, state, task }
+            bearer: None,
+        };
+        Self::launch(front, access, None).await
+    }
+
+    /// Starts one of the services behind TLS.
+    pub async fn secure(front: Front, tls: Arc<ServerConfig>) -> Self {
+        Self::launch(front, Access::default(), Some(tls)).await
+    }
+
+    async fn launch(front: Front, access: Access, tls: Option<Arc<ServerConfig>>) -> Self {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let address = Address::reserve();
+        let addr = address.addr();
+        let state = Arc::new(State::new(front, access, tls));
+        let task = tokio::spawn(serve::accept(address, Arc::clone(&state)));
+        state.settled(Outage::None).await;
+        Self {
+            addr,
+            scheme,
+            state,
+            task,
+        }
     }
 
     /// Base URL.
     pub fn url(&self) -> String {
-        format!("http://{}", self.addr)
+        format!("{}://{}", self.scheme, self.addr)
     }
 
     /// Which service this is.
     pub fn front(&self) -> Front {
         self.state.front
+    }
+
+    /// What callers have to show from now on.
+    pub fn require(&self, access: Access) {
+        *self.state.access.lock().unwrap() = access;
+    }
+
+    /// The TLS side of connections that are accepted from now on.
+    pub fn set_tls(&self, tls: Arc<ServerConfig>) {
+        *self.state.tls.lock().unwrap() = Some(tls);
     }
 
     /// Scripts the token answer of a connection.
@@ -196,216 +133,134 @@ impl Broker {
         self.state.with(id, |c| c.refresh = Some(answer));
     }
 
+    /// Puts a provider behind a connection, which has just been consented to.
+    pub fn connect(&self, id: &str, provider: Provider) {
+        self.state
+            .with(id, |c| c.account = Some(Account::new(id, provider)));
+    }
+
+    /// The next token calls of a connection get these answers, each one once.
+    pub fn script(&self, id: &str, answers: impl IntoIterator<Item = Answer>) {
+        self.state.with(id, |c| c.token_script.extend(answers));
+    }
+
+    /// The next refresh calls of a connection get these answers, each one once.
+    pub fn script_refresh(&self, id: &str, answers: impl IntoIterator<Item = Answer>) {
+        self.state.with(id, |c| c.refresh_script.extend(answers));
+    }
+
+    /// The provider's next refresh without a trouble gets this one.
+    pub fn trouble(&self, id: &str, trouble: Trouble) {
+        self.account(id, |account| account.add_trouble(trouble));
+    }
+
+    /// Replaces the tokens of a connection as another replica's refresh or a new consent does.
+    pub fn rotate(&self, id: &str) {
+        self.account(id, Account::rotate);
+    }
+
+    /// The same, unless a refresh is under way, whose token the rotation would use up. True if it was done.
+    pub fn rotate_between_refreshes(&self, id: &str) -> bool {
+        self.account(id, |account| {
+            let idle = !account.is_refreshing();
+            if idle {
+                account.rotate();
+            }
+            idle
+        })
+    }
+
+    /// Moves a connection to another standing.
+    pub fn set_standing(&self, id: &str, standing: Standing) {
+        self.account(id, |account| account.standing = standing);
+    }
+
+    /// Where a connection stands.
+    pub fn standing(&self, id: &str) -> Standing {
+        self.account(id, |account| account.standing)
+    }
+
+    /// Lets this share of calls fail, in these ways. The same seed gives the same failures.
+    pub fn unreliable(&self, seed: u64, rate: f64, kinds: &[Failure]) {
+        *self.state.weather.lock().unwrap() = Some(Weather::new(seed, rate, kinds));
+    }
+
+    /// How many calls failed at random, by kind.
+    pub fn failures(&self) -> BTreeMap<String, usize> {
+        let weather = self.state.weather.lock().unwrap();
+        weather
+            .as_ref()
+            .map(|w| w.counts.clone())
+            .unwrap_or_default()
+    }
+
+    /// Begins an outage, or ends it with [`Outage::None`]. Returns once it is so.
+    pub async fn outage(&self, outage: Outage) {
+        self.state.outage.send_replace(outage);
+        self.state.settled(outage).await;
+    }
+
     /// Token calls of a connection so far.
     pub fn calls(&self, id: &str) -> usize {
-        self.state.with(id, |c| c.calls)
+        self.state.with(id, |c| c.count(false))
     }
 
     /// Refresh calls of a connection so far.
     pub fn refreshes(&self, id: &str) -> usize {
-        self.state.with(id, |c| c.refreshes)
+        self.state.with(id, |c| c.count(true))
     }
 
-    /// The most calls of a connection that were under way at once.
+    /// Every call of a connection so far.
+    pub fn log(&self, id: &str) -> Vec<Call> {
+        self.state.with(id, |c| c.calls.clone())
+    }
+
+    /// The most calls of a connection, of either kind, that were under way at once.
     pub fn max_in_flight(&self, id: &str) -> usize {
         self.state.with(id, |c| c.max_in_flight)
+    }
+
+    /// The most calls of all connections together that were under way at once.
+    pub fn max_in_flight_of_all(&self) -> usize {
+        self.state.max_in_flight()
+    }
+
+    /// Every token that was stored for a connection.
+    pub fn history(&self, id: &str) -> Vec<Issued> {
+        self.account(id, |account| account.history.clone())
+    }
+
+    /// The token of a connection that is stored now.
+    ///
+    /// # Panics
+    ///
+    /// When there never was one.
+    pub fn current(&self, id: &str) -> Issued {
+        self.account(id, |account| account.history.last().cloned())
+            .expect("a token was stored")
+    }
+
+    /// What is known of a token that somebody received.
+    pub fn issued(&self, token: &str) -> Option<Issued> {
+        self.state.issued(token)
+    }
+
+    /// When a token of the same connection that is newer than this one was first delivered.
+    pub fn newer_delivered(&self, token: &str) -> Option<Instant> {
+        let issued = self.issued(token)?;
+        self.account(&issued.connection, |account| {
+            let newer = &account.history[issued.number + 1..];
+            newer.iter().filter_map(|issued| issued.delivered).min()
+        })
+    }
+
+    fn account<T>(&self, id: &str, act: impl FnOnce(&mut Account) -> T) -> T {
+        self.state.account(id, act)
     }
 }
 
 impl Drop for Broker {
     fn drop(&mut self) {
         self.task.abort();
-    }
-}
-
-impl State {
-    fn with<T>(&self, id: &str, act: impl FnOnce(&mut Connection) -> T) -> T {
-        act(self
-            .connections
-            .lock()
-            .unwrap()
-            .entry(id.to_owned())
-            .or_default())
-    }
-
-    /// What the front says before it looks at the connection.
-    fn refusal(&self, request: &Message) -> Option<Vec<u8>> {
-        let key = self.api_key.as_deref()?;
-        let (status, error) = match request.header("x-api-key").map(str::trim) {
-            Some(sent) if sent == key => return None,
-            Some(_) => (403, "invalid_api_key"),
-            None => (401, "missing_api_key"),
-        };
-        let message = error.replace('_', " ");
-        let body = json!({"error": error, "message": message}).to_string();
-        Some(raw::response(status, "application/json", &body))
-    }
-
-    /// The connection id and whether this is a refresh, for a path of this front.
-    fn parse(&self, request: &Message) -> Option<(String, bool)> {
-        let path = request.target();
-        let (id, refresh) = match self.front {
-            Front::Broker => {
-                let rest = path.strip_prefix("/connections/")?;
-                let (id, what) = rest.split_once('/')?;
-                (
-                    id,
-                    (what == "refresh")
-                        .then_some(true)
-                        .or((what == "token").then_some(false))?,
-                )
-            }
-            Front::Gateway | Front::Grpc => match path.strip_prefix("/v1/token/") {
-                Some(id) => (id, false),
-                None => (path.strip_prefix("/v1/refresh/")?, true),
-            },
-        };
-        let method = if refresh { "POST" } else { "GET" };
-        (request.method() == method && !id.contains(['/', '?'])).then(|| (id.to_owned(), refresh))
-    }
-
-    fn unknown(&self) -> Answer {
-        debug_assert!(self.front != Front::Grpc || self.api_key.is_none());
-        Answer::status(404, "connection_not_found")
-    }
-}
-
-async fn accept(listener: TcpListener, state: Arc<State>) {
-    let mut connections = JoinSet::new();
-    while let Ok((stream, _)) = listener.accept().await {
-        connections.spawn(serve(stream, Arc::clone(&state)));
-        while connections.try_join_next().is_some() {}
-    }
-}
-
-async fn serve(mut stream: TcpStream, state: Arc<State>) {
-    stream.set_nodelay(true).unwrap();
-    let mut buffer = Vec::new();
-    loop {
-        let request = match Message::take(&mut buffer) {
-            Ok(Some(request)) => request,
-            Ok(None) => match stream.read_buf(&mut buffer).await {
-                Ok(0) | Err(_) => return,
-                Ok(_) => continue,
-            },
-            Err(reason) => panic!("the control plane got a malformed request: {reason}"),
-        };
-        let Some(bytes) = respond(&request, &state, &mut stream).await else {
-            return;
-        };
-        if stream.write_all(&bytes).await.is_err() {
-            return;
-        }
-    }
-}
-
-/// The bytes to answer, or nothing when the connection is to be closed.
-async fn respond(request: &Message, state: &State, stream: &mut TcpStream) -> Option<Vec<u8>> {
-    if let Some(refusal) = state.refusal(request) {
-        return Some(refusal);
-    }
-    let Some((id, refresh)) = state.parse(request) else {
-        return Some(raw::response(404, "text/plain", "404 page not found\n"));
-    };
-    let _under_way = UnderWay::enter(state, &id, refresh);
-    let answer = state
-        .with(&id, |c| {
-            if refresh {
-                c.refresh.clone()
-            } else {
-                c.answer.clone()
-            }
-        })
-        .unwrap_or_else(|| state.unknown());
-    tokio::time::sleep(answer.delay).await;
-    if matches!(answer.reply, Reply::Hang) {
-        // Until the caller gives up, which closes the connection.
-        let _ = stream.read_u8().await;
-    }
-    answer.render(state.front)
-}
-
-/// Counts a call, and that it is under way while this lives.
-struct UnderWay<'a> {
-    state: &'a State,
-    id: &'a str,
-}
-
-impl<'a> UnderWay<'a> {
-    fn enter(state: &'a State, id: &'a str, refresh: bool) -> Self {
-        state.with(id, |c| {
-            c.calls += usize::from(!refresh);
-            c.refreshes += usize::from(refresh);
-            c.in_flight += 1;
-            c.max_in_flight = c.max_in_flight.max(c.in_flight);
-        });
-        Self { state, id }
-    }
-}
-
-impl Drop for UnderWay<'_> {
-    fn drop(&mut self) {
-        self.state.with(self.id, |c| c.in_flight -= 1);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::agent::Agent;
-
-    const ID: &str = "00000000-0000-4000-8000-000000000001";
-
-    #[tokio::test]
-    async fn gateway_passes_statuses_on_without_a_body() {
-        let broker = Broker::gateway().await;
-        broker.set(ID, Answer::status(403, "connection_not_active"));
-        let answer = Agent::new(broker.addr)
-            .get(&format!("/v1/token/{ID}"))
-            .send()
-            .await;
-        assert_eq!((answer.status, answer.body.len()), (403, 0));
-        assert_eq!((broker.calls(ID), broker.max_in_flight(ID)), (1, 1));
-    }
-
-    #[tokio::test]
-    async fn broker_asks_for_its_key_and_answers_under_its_own_path() {
-        let broker = Broker::start(Front::Broker, Some("key")).await;
-        broker.set(ID, Answer::oauth2("token"));
-        let path = format!("/connections/{ID}/token");
-        let agent = Agent::new(broker.addr);
-        assert_eq!(agent.get(&path).send().await.status, 401);
-        assert_eq!(
-            agent
-                .get(&path)
-                .header("X-API-Key", "no")
-                .send()
-                .await
-                .status,
-            403
-        );
-        let answer = agent.get(&path).header("X-API-Key", "key").send().await;
-        assert_eq!(answer.json()["credentials"]["access_token"], "token");
-        let other = agent
-            .get("/v1/token/x")
-            .header("X-API-Key", "key")
-            .send()
-            .await;
-        assert_eq!(other.status, 404);
-    }
-
-    #[tokio::test]
-    async fn grpc_front_wraps_the_payload_and_hides_every_status() {
-        let broker = Broker::start(Front::Grpc, None).await;
-        broker.set(ID, Answer::oauth2("token"));
-        let agent = Agent::new(broker.addr);
-        let answer = agent.get(&format!("/v1/token/{ID}")).send().await;
-        assert_eq!(answer.json()["token"]["strategy"]["type"], "oauth2");
-        broker.set(ID, Answer::status(404, "connection_not_found"));
-        let answer = agent.get(&format!("/v1/token/{ID}")).send().await;
-        assert_eq!(
-            (answer.status, answer.text()),
-            (200, r#"{"token":{}}"#.to_owned())
-        );
     }
 }

@@ -1,10 +1,19 @@
 //! A private certificate authority and server certificates of every kind a test needs.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use rustls::server::ServerConfig;
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair, date_time_ymd,
+};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, ServerName};
+use rustls::server::{ServerConfig, WebPkiClientVerifier};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 /// A private certificate authority.
 pub struct Authority {
@@ -52,6 +61,79 @@ impl Authority {
         Arc::new(config)
     }
 
+    /// A server configuration that demands a client certificate of `clients`.
+    pub fn server_for_clients_of(&self, leaf: Leaf, clients: &Self) -> Arc<ServerConfig> {
+        let (chain, key) = self.issue(leaf);
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(
+            Arc::new(clients.roots()),
+            Arc::clone(&provider),
+        )
+        .build()
+        .unwrap();
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_client_cert_verifier(verifier)
+            .with_single_cert(vec![chain], key)
+            .unwrap();
+        Arc::new(config)
+    }
+
+    /// A client certificate and its private key, in PEM.
+    pub fn client(&self, name: &str) -> (String, String) {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// Sends bytes to a server of this authority over TLS, and returns the answer's bytes up to the first pause.
+    ///
+    /// # Errors
+    ///
+    /// When either side refuses the other.
+    pub async fn exchange(
+        &self,
+        addr: SocketAddr,
+        identity: Option<(&str, &str)>,
+        request: &str,
+    ) -> std::io::Result<String> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_root_certificates(self.roots());
+        let config = match identity {
+            None => builder.with_no_client_auth(),
+            Some((certificate, key)) => {
+                let chain = vec![CertificateDer::from(der(certificate))];
+                let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+                builder.with_client_auth_cert(chain, key).unwrap()
+            }
+        };
+        let stream = TcpStream::connect(addr).await?;
+        let name = ServerName::try_from("localhost").unwrap();
+        let connector = TlsConnector::from(Arc::new(config));
+        let mut stream = connector.connect(name, stream).await?;
+        stream.write_all(request.as_bytes()).await?;
+        let mut answer = vec![0; 64 << 10];
+        let length = stream.read(&mut answer).await?;
+        if length == 0 {
+            return Err(std::io::ErrorKind::UnexpectedEof.into());
+        }
+        answer.truncate(length);
+        Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        roots
+    }
+
     fn issue(&self, leaf: Leaf) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
         let names: &[&str] = match leaf {
             Leaf::Valid | Leaf::Expired => &["localhost", "127.0.0.1", "::1"],
@@ -74,4 +156,11 @@ impl Default for Authority {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The bytes of the first certificate in a PEM text.
+pub fn der(pem: &str) -> Vec<u8> {
+    CertificateDer::from_pem_slice(pem.as_bytes())
+        .unwrap()
+        .to_vec()
 }

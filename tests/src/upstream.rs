@@ -11,15 +11,17 @@
 //! | `/hang` | none |
 //! | `/status/{code}` | that status |
 //! | anything else | the request as JSON |
+//!
+//! A gate ([`Builder::gate`]) looks at every request whose body was read, and may refuse it before its path counts.
 
 use std::convert::Infallible;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http::{HeaderMap, Request, Response, StatusCode};
@@ -60,6 +62,12 @@ pub struct Seen {
     pub length: u64,
     /// SHA-256 of the content, in hexadecimal.
     pub sha256: String,
+    /// Trailers, as the headers.
+    #[serde(skip)]
+    pub trailers: Vec<(String, String)>,
+    /// When its head was there.
+    #[serde(skip)]
+    pub arrived: Instant,
 }
 
 impl Seen {
@@ -84,11 +92,57 @@ impl Seen {
     }
 }
 
+/// What a gate answers to a request that it does not let through.
+#[derive(Clone, Debug)]
+pub struct Refusal {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Refusal {
+    /// A refusal with this status and content.
+    pub fn new(status: u16, body: impl Into<Bytes>) -> Self {
+        Self {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: HeaderMap::new(),
+            body: body.into(),
+        }
+    }
+
+    /// Adds a header.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.append(name, value.parse().unwrap());
+        self
+    }
+
+    fn response(self) -> Response<Content> {
+        let mut response = Response::new(Full::from(self.body).boxed());
+        *response.status_mut() = self.status;
+        *response.headers_mut() = self.headers;
+        response
+    }
+}
+
+type Judge = dyn Fn(&Seen) -> Option<Refusal> + Send + Sync;
+
+#[derive(Clone)]
+struct Gate(Arc<Judge>);
+
+impl fmt::Debug for Gate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Gate")
+    }
+}
+
 /// How an [`Upstream`] is to be.
 #[derive(Debug, Default)]
 pub struct Builder {
     tls: Option<Arc<ServerConfig>>,
     max_streams: Option<u32>,
+    gate: Option<Gate>,
+    forgetful: bool,
     addr: Option<SocketAddr>,
 }
 
@@ -114,6 +168,20 @@ impl Builder {
         self
     }
 
+    /// Asks `gate` about every request.
+    #[must_use]
+    pub fn gate(mut self, gate: impl Fn(&Seen) -> Option<Refusal> + Send + Sync + 'static) -> Self {
+        self.gate = Some(Gate(Arc::new(gate)));
+        self
+    }
+
+    /// Keeps no request, so that it can run for long.
+    #[must_use]
+    pub fn forgetful(mut self) -> Self {
+        self.forgetful = true;
+        self
+    }
+
     /// Starts it.
     ///
     /// # Panics
@@ -124,7 +192,11 @@ impl Builder {
         let listener = TcpListener::bind(self.addr.unwrap_or(free)).await.unwrap();
         let addr = listener.local_addr().unwrap();
         let scheme = if self.tls.is_some() { "https" } else { "http" };
-        let state = Arc::new(State::default());
+        let state = Arc::new(State {
+            gate: self.gate.clone(),
+            forgetful: self.forgetful,
+            ..State::default()
+        });
         let task = tokio::spawn(accept(listener, self, Arc::clone(&state)));
         Upstream {
             addr,
@@ -146,6 +218,8 @@ pub struct Upstream {
 
 #[derive(Debug, Default)]
 struct State {
+    gate: Option<Gate>,
+    forgetful: bool,
     seen: Mutex<Vec<Seen>>,
     connections: AtomicUsize,
     peers: Mutex<Vec<SocketAddr>>,
@@ -281,9 +355,14 @@ async fn answer(
         ["early"] => return Ok(early(request, Open::enter(state))),
         _ => {}
     }
-    let keep = segments != ["sink"];
+    let keep = segments != ["sink"] && !state.forgetful;
     let seen = read(request, keep).await?;
-    state.seen.lock().unwrap().push(seen.clone());
+    if !state.forgetful {
+        state.seen.lock().unwrap().push(seen.clone());
+    }
+    if let Some(refusal) = state.gate.as_ref().and_then(|gate| gate.0(&seen)) {
+        return Ok(refusal.response());
+    }
     let open = Open::enter(state);
     Ok(match segments.as_slice() {
         ["sse", count, pause] => {
@@ -306,17 +385,22 @@ async fn answer(
 }
 
 async fn read(request: Request<Incoming>, keep: bool) -> Result<Seen, hyper::Error> {
+    let arrived = Instant::now();
     let (parts, mut body) = request.into_parts();
     let mut digest = Sha256::new();
     let mut length = 0;
     let mut kept = Vec::new();
+    let mut trailers = HeaderMap::new();
     while let Some(frame) = body.frame().await {
-        if let Ok(data) = frame?.into_data() {
-            digest.update(&data);
-            length += data.len() as u64;
-            if keep {
-                kept.extend_from_slice(&data);
+        match frame?.into_data() {
+            Ok(data) => {
+                digest.update(&data);
+                length += data.len() as u64;
+                if keep {
+                    kept.extend_from_slice(&data);
+                }
             }
+            Err(frame) => trailers.extend(frame.into_trailers().unwrap_or_default()),
         }
     }
     Ok(Seen {
@@ -330,18 +414,23 @@ async fn read(request: Request<Incoming>, keep: bool) -> Result<Seen, hyper::Err
             Some(authority) => authority.to_string(),
             None => text(&parts.headers, "host"),
         },
-        headers: parts
-            .headers
-            .iter()
-            .map(|(name, value)| {
-                let value = String::from_utf8_lossy(value.as_bytes());
-                (name.to_string(), value.into_owned())
-            })
-            .collect(),
+        headers: pairs(&parts.headers),
         body: kept.into(),
         length,
         sha256: hex(&digest.finalize()),
+        trailers: pairs(&trailers),
+        arrived,
     })
+}
+
+fn pairs(headers: &HeaderMap) -> Vec<(String, String)> {
+    headers
+        .iter()
+        .map(|(name, value)| {
+            let value = String::from_utf8_lossy(value.as_bytes());
+            (name.to_string(), value.into_owned())
+        })
+        .collect()
 }
 
 fn text(headers: &HeaderMap, name: &str) -> String {

@@ -1,11 +1,14 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask generate`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask soak`, `cargo xtask generate`.
 //!
 //! A person and CI run the same ones. Each step says its name and how long it took.
 
 mod ci;
 mod clients;
 mod generate;
+mod soak;
 mod step;
+
+use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
@@ -29,6 +32,18 @@ enum Task {
     Clients,
     /// Everything that must pass before a change lands.
     Ci,
+    /// Runs a sidecar for minutes against a control plane that fails, and judges every request that comes out.
+    Soak {
+        /// How long.
+        #[arg(long, default_value_t = 10)]
+        minutes: u64,
+        /// Of everything that is left to chance.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// The sidecar to run, instead of a release build.
+        #[arg(long)]
+        binary: Option<PathBuf>,
+    },
     /// Writes the files that are made from the types: CRDs and schemas.
     Generate {
         /// Only says whether they are up to date.
@@ -42,6 +57,11 @@ fn main() -> anyhow::Result<()> {
         Task::Test { arguments } => ci::test(&arguments),
         Task::Clients => clients::install(),
         Task::Ci => ci::run_ci(),
+        Task::Soak {
+            minutes,
+            seed,
+            binary,
+        } => soak::soak(minutes, seed, binary),
         Task::Generate { check } => generate::run(check),
     }
 }

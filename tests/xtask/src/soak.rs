@@ -1,0 +1,37 @@
+//! The soak, against a release build or a given binary.
+
+use std::path::PathBuf;
+
+use crate::step::{cargo, run, step, target};
+
+/// Builds the sidecar unless one is given, and runs the soak against it.
+pub(crate) fn soak(minutes: u64, seed: u64, binary: Option<PathBuf>) -> anyhow::Result<()> {
+    let binary = match binary {
+        Some(binary) => std::path::absolute(binary)?,
+        None => {
+            step("release build", || {
+                run(&mut cargo(&[
+                    "build",
+                    "--release",
+                    "--package",
+                    "nexus-sidecar",
+                ]))
+            })?;
+            target().join("release/nexus-sidecar")
+        }
+    };
+    let (minutes, seed) = (minutes.to_string(), seed.to_string());
+    step("soak", || {
+        let arguments = [
+            "run",
+            "--quiet",
+            "--package",
+            "nexus-tests",
+            "--bin",
+            "soak",
+        ];
+        run(cargo(&arguments)
+            .args(["--", "--minutes", &minutes, "--seed", &seed])
+            .env("NEXUS_SIDECAR_BIN", &binary))
+    })
+}
