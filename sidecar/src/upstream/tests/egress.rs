@@ -193,19 +193,18 @@ async fn credentials_are_read_for_every_connection_and_only_the_proxy_gets_them(
             .to_ascii_lowercase()
             .contains("proxy-auth")
     );
-    let asked = asked.lock().unwrap();
+    let heads = asked.lock().unwrap().clone();
     // `user:one` and `user:two` in base64.
     assert!(
-        asked[0].contains("\r\nproxy-authorization: Basic dXNlcjpvbmU=\r\n"),
+        heads[0].contains("\r\nproxy-authorization: Basic dXNlcjpvbmU=\r\n"),
         "{}",
-        asked[0]
+        heads[0]
     );
     assert!(
-        asked[1].contains("\r\nproxy-authorization: Basic dXNlcjp0d28=\r\n"),
+        heads[1].contains("\r\nproxy-authorization: Basic dXNlcjp0d28=\r\n"),
         "{}",
-        asked[1]
+        heads[1]
     );
-    drop(asked);
 
     std::fs::write(file.path(), "").unwrap();
     let failed = ProxyError::from(client.get().await.unwrap_err());
