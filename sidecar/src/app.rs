@@ -116,13 +116,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         AccessWriter::stdout()?,
         Arc::clone(&metrics),
     ));
-    let audit = Arc::clone(&recorder);
-    let credentials = CredentialCache::new(
-        control,
-        cache,
-        Arc::clone(&metrics),
-        Box::new(move |connection, outcome| audit.forced_refresh(connection, outcome)),
-    );
+    let credentials = credentials(control, cache, &metrics, &recorder);
     let streams = Arc::new(Streams::default());
     let reloader = Reloader {
         source: routes,
@@ -165,6 +159,21 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         proxy_addresses,
         admin_address,
     })
+}
+
+fn credentials(
+    control: ControlPlane,
+    settings: CacheSettings,
+    metrics: &Arc<Metrics>,
+    recorder: &Arc<Recorder>,
+) -> Arc<CredentialCache> {
+    let audit = Arc::clone(recorder);
+    CredentialCache::new(
+        control,
+        settings,
+        Arc::clone(metrics),
+        Box::new(move |connection, outcome| audit.forced_refresh(connection, outcome)),
+    )
 }
 
 impl Bound {

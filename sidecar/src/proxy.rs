@@ -133,6 +133,10 @@ impl Proxy {
                     answer,
                 } => {
                     if payload.rewind(&route, &next).await {
+                        match &answer {
+                            Ok(_) => route.metrics.add_replay(),
+                            Err(_) => route.metrics.add_reconnect(),
+                        }
                         (outgoing, credential) = (request, next);
                         outgoing.prepare(&route, &credential)?;
                         continue;

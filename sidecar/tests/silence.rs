@@ -1,5 +1,11 @@
 //! A whole sidecar in the test's own process, on a paused clock: waits of minutes without waiting.
 
+#![allow(
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;

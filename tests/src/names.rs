@@ -37,20 +37,12 @@ impl NameServer {
     }
 
     /// What a name leads to from now on. Nobody may remember it (TTL 0).
-    ///
-    /// # Panics
-    ///
-    /// Never, unless another holder of the lock did.
     pub fn set(&self, name: &str, addresses: &[Ipv4Addr]) {
         let mut zone = self.zone.lock().unwrap();
         zone.addresses.insert(name.to_owned(), addresses.to_vec());
     }
 
     /// How often the IPv4 addresses of a name were asked for.
-    ///
-    /// # Panics
-    ///
-    /// Never, unless another holder of the lock did.
     pub fn questions(&self, name: &str) -> usize {
         let zone = self.zone.lock().unwrap();
         zone.questions.iter().filter(|asked| *asked == name).count()

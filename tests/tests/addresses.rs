@@ -10,6 +10,7 @@
 use std::io::Write as _;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::process::Command;
+use std::time::Duration;
 
 use nexus_tests::agent::Answer;
 use nexus_tests::broker::{self, Broker};
@@ -19,6 +20,7 @@ use nexus_tests::scene::Scene;
 use nexus_tests::sidecar::{self, Sidecar};
 use nexus_tests::upstream::Upstream;
 use nexus_tests::wait;
+use serde_json::json;
 
 async fn control_plane() -> Broker {
     let broker = Broker::gateway().await;
@@ -60,7 +62,7 @@ async fn add_routes(sidecar: &Sidecar, prefix: &str, urls: &[String]) {
         let provider = format!("{prefix}{index}");
         wait::within(&format!("the route {provider}"), async {
             while get(sidecar, &provider).await.error() == "provider_unknown" {
-                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+                tokio::time::sleep(Duration::from_millis(10)).await;
             }
         })
         .await;
@@ -231,19 +233,22 @@ const PUBLIC: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const NAME: &str = "rebinding.test";
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_is_rebound_is_refused_at_the_next_connection() {
+/// True if this runs in a network of its own, whose resolver is the test's to serve. Else runs the test of this name
+/// in such a network, and is false.
+async fn in_own_network(test: &str) -> bool {
     if std::env::var_os(IN_NAMESPACE).is_some() {
-        return rebound().await;
+        return true;
     }
-    let test = "a_name_that_is_rebound_is_refused_at_the_next_connection";
     let mut unshare = vec!["--mount", "--net"];
     if !rustix::process::geteuid().is_root() {
         unshare.extend(["--user", "--map-root-user"]);
     }
     let possible = Command::new("unshare").args(&unshare).arg("true").output();
     if !possible.is_ok_and(|output| output.status.success()) {
-        return not_run("rebinding DNS: it needs a network namespace, so run it as root");
+        not_run(&format!(
+            "{test}: no network namespace can be made, try it as root"
+        ));
+        return false;
     }
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, content: &str| std::fs::write(folder.path().join(name), content);
@@ -267,18 +272,37 @@ async fn a_name_that_is_rebound_is_refused_at_the_next_connection() {
         .env(IN_NAMESPACE, "1")
         .env("NEXUS_SIDECAR_BIN", sidecar::binary());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap());
-    let output = wait::within("the test in its namespace", output)
-        .await
-        .unwrap();
+    let output = wait::within(test, output).await.unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(
         output.status.success() && said.contains("1 passed"),
         "{said}\n{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    false
 }
 
-async fn rebound() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resolver_that_is_silent_runs_into_the_connect_timeout() {
+    if !in_own_network("a_resolver_that_is_silent_runs_into_the_connect_timeout").await {
+        return;
+    }
+    let _silent = UdpSocket::bind((Ipv4Addr::LOCALHOST, 53)).unwrap();
+    let broker = control_plane().await;
+    let route = Route::new("p", &format!("http://{NAME}"))
+        .with("timeouts", json!({"connect": "1s"}))
+        .connection(&Scene::id());
+    let sidecar = Sidecar::with(&broker, &route).await;
+    // The system's resolver would give up later, and the upstream be called unreachable.
+    let answer = get(&sidecar, "p").await;
+    assert_refused(&answer, 504, "upstream_timeout", NAME);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_is_rebound_is_refused_at_the_next_connection() {
+    if !in_own_network("a_name_that_is_rebound_is_refused_at_the_next_connection").await {
+        return;
+    }
     let names = NameServer::start(SocketAddr::from((Ipv4Addr::LOCALHOST, 53))).await;
     let broker = control_plane().await;
     let public = Upstream::builder().at((PUBLIC, 0).into()).start().await;
@@ -334,7 +358,7 @@ async fn rebound() {
 async fn refused_from_now_on(sidecar: &Sidecar, provider: &str) {
     wait::within("the refusal", async {
         while get(sidecar, provider).await.error() == "upstream_unreachable" {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await;

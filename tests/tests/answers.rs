@@ -68,6 +68,30 @@ async fn block_cuts_where_the_head_is_out_already() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_credential_is_on_record_though_the_agent_goes_away() {
+    let scripted = Scripted::new(json!({})).await;
+    let response = scripted.begin("Content-Type: text/plain\r\n").await;
+    let mut body = response.into_body();
+    scripted.chunk(TOKEN.as_bytes());
+    assert_eq!(next(&mut body).await, "*".repeat(TOKEN.len()));
+    drop(body);
+    let line = audited(&scripted.sidecar).await;
+    assert_eq!(
+        (&line["type"], &line["scrubbed"]),
+        (&json!("audit"), &json!(1))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_caller_is_refused_in_its_own_words() {
+    let fields = format!("Content-Type: application/grpc\r\nX-Echo: {TOKEN}\r\n");
+    let fixed = Fixed::new(answer(&fields, b""), json!({"scrub": "Block"})).await;
+    let got = fixed.get().await;
+    assert_eq!((got.status, got.header("grpc-status")), (200, "14"));
+    assert_eq!(got.error(), "upstream_unreachable");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_vouches_for_masked_content_does_not_arrive() {
     let vouching = "ETag: \"1\"\r\nContent-MD5: x\r\nDigest: x\r\nRepr-Digest: x\r\n\
                     Content-Digest: x\r\nx-amz-checksum-crc32: x\r\n";

@@ -226,6 +226,17 @@ async fn what_is_not_text_not_whole_or_not_known_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn block_passes_no_part_of_a_compressed_answer() {
+    let part = &encoded("gzip", b"a part that nobody can look into")[5..20];
+    let fields =
+        "Content-Type: text/plain\r\nContent-Encoding: gzip\r\nContent-Range: bytes 5-19/80\r\n";
+    for (scrub, status) in [("Redact", 200), ("Block", 502)] {
+        let fixed = Fixed::new(answer(fields, part), json!({"scrub": scrub})).await;
+        assert_eq!(fixed.get().await.status, status, "{scrub}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn links_in_compressed_content_stay() {
     let reply = |url: &str| {
         let content = format!("{{\"next\": \"{url}/v1/x\"}}");

@@ -9,7 +9,7 @@
 )]
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, TcpListener};
+use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 
 use nexus_tests::agent::Answer;
@@ -81,7 +81,7 @@ fn connect_to(upstream: &Upstream) -> String {
 
 /// Every connection the upstream saw came from the proxy.
 fn assert_only_the_proxy_came(upstream: &Upstream) {
-    let peers: Vec<IpAddr> = upstream.peers().iter().map(|peer| peer.ip()).collect();
+    let peers: Vec<IpAddr> = upstream.peers().iter().map(SocketAddr::ip).collect();
     assert!(!peers.is_empty());
     assert!(peers.iter().all(|ip| *ip == OUTGOING), "{peers:?}");
 }
@@ -368,9 +368,7 @@ async fn options_that_cannot_work_end_the_start_and_show_no_password() {
             Sidecar::run().gateway_url("http://127.0.0.1:1"),
             Sidecar::dev(),
         ] {
-            let builder = options
-                .iter()
-                .fold(builder, |builder, arg| builder.arg(arg));
+            let builder = options.iter().fold(builder, Builder::arg);
             let output = builder.fails().await;
             assert_eq!(output.status.code(), Some(2), "{options:?}");
             let said = [output.stdout, output.stderr].concat();

@@ -63,6 +63,8 @@ pub struct RouteMetrics {
     outcomes: [AtomicU64; Outcome::COUNT],
     scrub_hits: AtomicU64,
     access_warnings: AtomicU64,
+    replays: AtomicU64,
+    reconnects: AtomicU64,
 }
 
 impl RouteMetrics {
@@ -73,6 +75,8 @@ impl RouteMetrics {
             outcomes: std::array::from_fn(|_| AtomicU64::new(0)),
             scrub_hits: AtomicU64::new(0),
             access_warnings: AtomicU64::new(0),
+            replays: AtomicU64::new(0),
+            reconnects: AtomicU64::new(0),
         }
     }
 
@@ -84,6 +88,16 @@ impl RouteMetrics {
     /// Counts places where an answer held a secret.
     pub fn add_scrub_hits(&self, hits: u64) {
         self.scrub_hits.fetch_add(hits, Ordering::Relaxed);
+    }
+
+    /// Counts a request that goes out again with another credential.
+    pub fn add_replay(&self) {
+        self.replays.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a request that goes out again over another connection.
+    pub fn add_reconnect(&self) {
+        self.reconnects.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a request that access rules in `Warn` mode would have refused.
@@ -159,6 +173,20 @@ impl Collector for Routes {
             "Requests that access rules in Warn mode let through and would refuse in Enforce mode.",
             &routes,
             |route| &route.access_warnings,
+        )?;
+        encode_each(
+            &mut encoder,
+            "request_replays",
+            "Requests sent again with another credential after the upstream rejected the first.",
+            &routes,
+            |route| &route.replays,
+        )?;
+        encode_each(
+            &mut encoder,
+            "request_reconnects",
+            "Requests sent again after a connection that had been in use ended without an answer.",
+            &routes,
+            |route| &route.reconnects,
         )
     }
 }

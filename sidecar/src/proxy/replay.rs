@@ -270,8 +270,8 @@ mod tests {
         buffer.keep(&Bytes::from_static(b"0"));
         let cx = Context::from_waker(Waker::noop());
         assert!(buffer.may_go_on(&cx));
-        let taker = Arc::clone(&buffer);
-        let taken = tokio::spawn(async move { taker.take_back().await });
+        let shared = Arc::clone(&buffer);
+        let taken = tokio::spawn(async move { shared.take_back().await });
         tokio::task::yield_now().await;
         assert!(!buffer.may_go_on(&cx));
         buffer.give_back("rest");

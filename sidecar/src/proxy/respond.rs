@@ -88,7 +88,6 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
         sent,
         deadline,
     } = answer;
-    let grpc = is_grpc(response.headers());
     let closes = unwanted.as_ref().is_some_and(|unwanted| unwanted.closes);
     let rules = &route.compiled.response;
     let (mut parts, body) = response.into_parts();
@@ -119,27 +118,27 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
             + scrub_reason(&mut parts.extensions, scrubber);
         record.scrubbed(hits);
         if hits > 0 && rules.scrub == Scrub::Block {
-            return refuse(&BodyError::Blocked, record, grpc, closes);
+            return refuse(&BodyError::Blocked, record, &parts.headers, closes);
         }
     }
     let links = || LinkStream::new(&sent, addressing);
     let content = match Content::of(&mut parts, body.is_end_stream(), rules, scrubber, links) {
         Ok(content) => content,
-        Err(error) => return refuse(&error.into(), record, grpc, closes),
+        Err(error) => return refuse(&error.into(), record, &parts.headers, closes),
     };
     let source = Source {
         body,
         content,
-        route: Arc::clone(&route),
-        credential: Arc::clone(&credential),
+        route,
+        credential,
         deadline,
         owner,
         streams,
         unwanted,
     };
     let mut download = Download::new(source, record);
-    if let Err(error) = download.look_ahead(has_validators(&parts.headers)) {
-        return refuse(&error, download.into_record(), grpc, closes);
+    if let Err(error) = download.look_ahead(|| has_validators(&parts.headers)) {
+        return refuse(&error, download.into_record(), &parts.headers, closes);
     }
     if download.is_altered() {
         remove_validators(&mut parts.headers);
@@ -155,8 +154,13 @@ fn finish_head(headers: &mut HeaderMap, request_id: &HeaderValue, closes: bool) 
     headers.insert(REQUEST_ID, request_id.clone());
 }
 
-/// Our own answer in place of one that must not be passed on.
-fn refuse(reason: &BodyError, mut record: Record, grpc: bool, closes: bool) -> Response<AgentBody> {
+/// Our own answer in place of one that must not be passed on, whose `headers` tell a gRPC caller from others.
+fn refuse(
+    reason: &BodyError,
+    mut record: Record,
+    headers: &HeaderMap,
+    closes: bool,
+) -> Response<AgentBody> {
     let detail: Cow<'static, str> = match reason {
         BodyError::Blocked => {
             "the upstream's answer repeats the credential, and the route's response.scrub is Block"
@@ -174,7 +178,7 @@ fn refuse(reason: &BodyError, mut record: Record, grpc: bool, closes: bool) -> R
     };
     let error = ProxyError::new(Code::UpstreamUnreachable, detail).internal(reason);
     record.failed(&error);
-    let mut response = error.response(record.request_id(), grpc);
+    let mut response = error.response(record.request_id(), is_grpc(headers));
     if closes {
         response
             .headers_mut()

@@ -1,5 +1,6 @@
 //! `oauth2`, `header` and `api_key`: ready-made headers.
 
+use bytes::Bytes;
 use http::HeaderValue;
 use nexus_crds::strategy::HeaderPart;
 use zeroize::Zeroizing;
@@ -31,10 +32,11 @@ pub(crate) fn prepare(parts: &[HeaderPart], fields: &Fields) -> Result<Prepared,
     Ok(Prepared::headers(headers, secrets))
 }
 
-/// A sensitive header value made of a prefix and a credential field.
+/// A sensitive header value made of a prefix and a credential field. Its bytes are overwritten when the last copy of it
+/// is gone.
 pub(super) fn value(field: &str, prefix: &str, value: &str) -> Result<HeaderValue, PayloadError> {
-    let bytes = Zeroizing::new([prefix, value].concat());
-    let mut value = HeaderValue::from_bytes(bytes.as_bytes())
+    let bytes = Zeroizing::new([prefix.as_bytes(), value.as_bytes()].concat());
+    let mut value = HeaderValue::from_maybe_shared(Bytes::from_owner(bytes))
         .map_err(|_| PayloadError::field(field, "has characters that no header can carry"))?;
     value.set_sensitive(true);
     Ok(value)

@@ -19,7 +19,10 @@ pub enum Resolver {
 /// A test's answers.
 #[cfg(test)]
 #[derive(Clone)]
-pub struct Script(std::sync::Arc<dyn Fn(&str) -> Vec<IpAddr> + Send + Sync>);
+pub struct Script(std::sync::Arc<Answer>);
+
+#[cfg(test)]
+type Answer = dyn Fn(&str) -> Vec<IpAddr> + Send + Sync;
 
 #[cfg(test)]
 impl Script {

@@ -146,10 +146,7 @@ impl<S: Source> CredentialCache<S> {
         let rules = &self.settings.refresh;
         gate.budget(|budget| budget.ask(*value, *forced, Moment::now(), rules));
         let result = self.control.refresh(gate.id, value).await;
-        let outcome = result
-            .as_ref()
-            .map(|()| ())
-            .map_err(FetchError::refresh_code);
+        let outcome = result.as_ref().copied().map_err(FetchError::refresh_code);
         self.metrics.control_call(ControlCall::Refresh, outcome);
         if *forced {
             (self.audit)(gate.id, outcome);
@@ -157,7 +154,7 @@ impl<S: Source> CredentialCache<S> {
         let connection = gate.id;
         match &result {
             Ok(()) => {
-                tracing::info!(%connection, forced, "the control plane refreshed a credential")
+                tracing::info!(%connection, forced, "the control plane refreshed a credential");
             }
             Err(error) => {
                 if error.denies_refresh() {

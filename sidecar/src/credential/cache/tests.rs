@@ -1,4 +1,8 @@
 //! On a paused clock, against a control plane in memory: every rule about time is shown to the millisecond.
+#![allow(
+    clippy::unchecked_time_subtraction,
+    reason = "a difference that is negative fails the test"
+)]
 
 use std::collections::HashMap;
 use std::sync::Mutex;

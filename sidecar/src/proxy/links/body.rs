@@ -7,7 +7,6 @@
 use std::sync::LazyLock;
 
 use bytes::{Bytes, BytesMut};
-use zeroize::Zeroizing;
 
 use super::{Addressing, Sent, rewrite_link, same_authority};
 use crate::proxy::scrub::search::Searcher;
@@ -32,7 +31,7 @@ const TRAILING: &[u8] = b"'),;]";
 /// split into chunks, the result is that of the body in one piece.
 pub struct LinkStream {
     site: Site,
-    held: Zeroizing<Vec<u8>>,
+    held: Bytes,
     /// The byte before `held`.
     before: Option<u8>,
     /// `held` begins in the middle of a URL that stays.
@@ -69,8 +68,6 @@ enum Extent {
     Complete(usize),
     /// It reaches at least this far, and what comes next decides.
     Open(usize),
-    /// Beyond [`MAX_URL`].
-    TooLong,
 }
 
 /// What is known of a text up to its end.
@@ -103,7 +100,7 @@ impl LinkStream {
         };
         Self {
             site,
-            held: Zeroizing::default(),
+            held: Bytes::new(),
             before: None,
             inside: false,
         }
@@ -131,9 +128,7 @@ impl LinkStream {
         let text = if self.held.is_empty() {
             chunk
         } else {
-            let text = [&self.held[..], &chunk].concat();
-            self.held = Zeroizing::default();
-            Bytes::from(text)
+            Bytes::from([&self.held[..], &chunk].concat())
         };
         let (mut from, mut copied) = (0, 0);
         let mut out = BytesMut::new();
@@ -151,9 +146,7 @@ impl LinkStream {
         if let Some(last) = text[..end].last() {
             self.before = Some(*last);
         }
-        if end < text.len() {
-            self.held = Zeroizing::new(text[end..].to_vec());
-        }
+        self.held = text.slice(end..);
         if copied == 0 && out.is_empty() {
             return text.slice(..end);
         }
@@ -164,10 +157,9 @@ impl LinkStream {
     /// Looks for the next thing that matters at `from` or later.
     fn scan(&mut self, text: &[u8], mut from: usize, ended: bool) -> Scanned {
         if self.inside {
-            match extent(text, from, usize::MAX, ended) {
+            match extent(text, from, ended) {
                 Extent::Complete(end) => from = end,
                 Extent::Open(end) => return Scanned::Wait(end),
-                Extent::TooLong => return Scanned::Clean,
             }
             self.inside = false;
         }
@@ -188,7 +180,7 @@ impl LinkStream {
                     Found::Foreign => {}
                 }
             }
-            match extent(text, after, usize::MAX, ended) {
+            match extent(text, after, ended) {
                 Extent::Complete(end) => {
                     from = end;
                     search = end;
@@ -197,7 +189,6 @@ impl LinkStream {
                     self.inside = true;
                     return Scanned::Wait(end);
                 }
-                Extent::TooLong => return Scanned::Clean,
             }
         }
         if ended {
@@ -255,16 +246,19 @@ impl Site {
 
     /// Judges a URL with our scheme, whose authority begins at `after`.
     fn judge(&self, text: &[u8], after: usize, ended: bool) -> Found {
-        let end = match extent(text, after, MAX_URL, ended) {
-            Extent::Complete(end) => end,
-            Extent::Open(end) if self.may_be_below(&unescaped(untrailed(&text[after..end]))) => {
-                return Found::Open;
-            }
-            Extent::Open(_) | Extent::TooLong => return Found::Foreign,
+        let (end, open) = match extent(text, after, ended) {
+            Extent::Complete(end) => (end, false),
+            Extent::Open(end) => (end, true),
         };
+        if end - after > MAX_URL {
+            return Found::Foreign;
+        }
         let raw = untrailed(&text[after..end]);
         let rest = unescaped(raw);
-        if !self.is_below(&rest) {
+        if open && self.may_be_below(&rest) {
+            return Found::Open;
+        }
+        if open || !self.is_below(&rest) {
             return Found::Foreign;
         }
         let escaped_slash = text[after - 1] == b'/' && text[after - 2] == b'\\';
@@ -340,12 +334,9 @@ impl Site {
 
 /// Where the URL ends that goes on at `from`: before the first byte that neither belongs to one (RFC 3986 section 2)
 /// nor escapes one that does.
-fn extent(text: &[u8], from: usize, limit: usize, ended: bool) -> Extent {
+fn extent(text: &[u8], from: usize, ended: bool) -> Extent {
     let mut at = from;
     loop {
-        if at - from > limit {
-            return Extent::TooLong;
-        }
         let undecided = match &text[at..] {
             [] => true,
             [b'\\', b'/', ..] => {

@@ -171,13 +171,17 @@ impl Download {
         }
     }
 
-    /// Looks at the content that has come with the head, if it decides something about the head.
+    /// Looks at the content that has come with the head, if it decides something about the head: whether there is to be
+    /// an answer, or whether it keeps the validators that it may have.
     ///
     /// An error means that the answer is to be refused.
-    pub(super) fn look_ahead(&mut self, validators: bool) -> Result<(), BodyError> {
+    pub(super) fn look_ahead(
+        &mut self,
+        has_validators: impl FnOnce() -> bool,
+    ) -> Result<(), BodyError> {
         match self.content.judges() {
             Judges::Nothing => return Ok(()),
-            Judges::Validators if !validators => return Ok(()),
+            Judges::Validators if !has_validators() => return Ok(()),
             Judges::Validators | Judges::Answer => {}
         }
         // The agent's side polls again and is woken then.

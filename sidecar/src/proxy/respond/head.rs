@@ -217,13 +217,13 @@ mod tests {
             ("ntlm TlRMTVNTUAAC", None),
             ("Negotiate, NTLM", None),
             (
-                "Bearer realm=\"a, Negotiate\"",
-                Some("Bearer realm=\"a, Negotiate\""),
+                "Bearer realm=\"a, Negotiate b\"",
+                Some("Bearer realm=\"a, Negotiate b\""),
             ),
             ("Basic realm=\"x\", Negotiate", Some("Basic realm=\"x\"")),
             (
-                "NTLM ,Digest realm=\"a\\\", NTLM\", qop=\"auth\"",
-                Some("Digest realm=\"a\\\", NTLM\", qop=\"auth\""),
+                "NTLM ,Digest realm=\"a\\\", NTLM b\", qop=\"auth\"",
+                Some("Digest realm=\"a\\\", NTLM b\", qop=\"auth\""),
             ),
             ("NegotiateX", Some("NegotiateX")),
         ] {

@@ -93,12 +93,19 @@ impl CredentialsFile {
 mod tests {
     use super::*;
 
-    fn read(content: &[u8]) -> Result<HeaderValue, String> {
+    fn file(content: &[u8]) -> (tempfile::NamedTempFile, CredentialsFile) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), content).unwrap();
-        CredentialsFile::new(file.path())
-            .read()
-            .map_err(|error| error.to_string())
+        let credentials = CredentialsFile::new(file.path());
+        (file, credentials)
+    }
+
+    fn read(content: &[u8]) -> HeaderValue {
+        file(content).1.read().unwrap()
+    }
+
+    fn refused(content: &[u8]) -> String {
+        file(content).1.read().unwrap_err().to_string()
     }
 
     #[test]
@@ -108,16 +115,13 @@ mod tests {
             "Aladdin:open sesame\n",
             "Aladdin:open sesame\r\n",
         ] {
-            let value = read(content.as_bytes()).unwrap();
+            let value = read(content.as_bytes());
             // The example of RFC 7617 section 2.
             assert_eq!(value, "Basic QWxhZGRpbjpvcGVuIHNlc2FtZQ==");
             assert!(!format!("{value:?}").contains("QWxh"));
         }
-        assert_eq!(
-            read("test:123\u{a3}".as_bytes()).unwrap(),
-            "Basic dGVzdDoxMjPCow=="
-        );
-        assert_eq!(read(b"user:a:b").unwrap(), "Basic dXNlcjphOmI=");
+        assert_eq!(read("test:123\u{a3}".as_bytes()), "Basic dGVzdDoxMjPCow==");
+        assert_eq!(read(b"user:a:b"), "Basic dXNlcjphOmI=");
     }
 
     #[test]
@@ -130,13 +134,13 @@ mod tests {
             "user:hunter2\n\n",
             "user:\thunter2",
         ] {
-            let told = read(content.as_bytes()).unwrap_err();
+            let told = refused(content.as_bytes());
             assert!(
                 told.ends_with("one line of the form user:password"),
                 "{told}"
             );
         }
-        let told = read(&[b':'; MAX_FILE + 1]).unwrap_err();
+        let told = refused(&[b':'; MAX_FILE + 1]);
         assert!(told.ends_with("larger than 4096 bytes"), "{told}");
     }
 }

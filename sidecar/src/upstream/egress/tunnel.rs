@@ -23,7 +23,6 @@ impl EgressProxy {
         stream: TcpStream,
         upstream: SocketAddr,
     ) -> Result<Socket, EgressError> {
-        // Read first, so that the proxy does not wait for it.
         let request = self.request(upstream).await?;
         let socket = match &self.tls {
             None => Socket::from(stream),

@@ -170,6 +170,29 @@ async fn addresses_are_tried_in_turn_until_the_proxy_reaches_one() {
 }
 
 #[tokio::test]
+async fn an_address_that_the_proxy_hangs_at_gets_company() {
+    let server = serve(Options::default(), number).await;
+    let onward = server.addr;
+    let proxy = raw(move |number, mut stream| async move {
+        read_head(&mut stream).await;
+        if number == 1 {
+            let _open = stream;
+            return std::future::pending().await;
+        }
+        stream.write_all(OK.as_bytes()).await.unwrap();
+        let mut onward = TcpStream::connect(onward).await.unwrap();
+        let _ = copy_bidirectional(&mut stream, &mut onward).await;
+    })
+    .await;
+    let settings = Settings {
+        resolver: scripted(|_| ips(&["1.0.0.1", "1.0.0.2"])),
+        ..through(proxy.addr, "", None)
+    };
+    assert_eq!(client_with(settings, &public(80)).text().await, "1");
+    assert_eq!(proxy.accepted(), 2);
+}
+
+#[tokio::test]
 async fn credentials_are_read_for_every_connection_and_only_the_proxy_gets_them() {
     let file = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(file.path(), "user:one\n").unwrap();
@@ -193,19 +216,18 @@ async fn credentials_are_read_for_every_connection_and_only_the_proxy_gets_them(
             .to_ascii_lowercase()
             .contains("proxy-auth")
     );
-    let asked = asked.lock().unwrap();
+    let heads = asked.lock().unwrap().clone();
     // `user:one` and `user:two` in base64.
     assert!(
-        asked[0].contains("\r\nproxy-authorization: Basic dXNlcjpvbmU=\r\n"),
+        heads[0].contains("\r\nproxy-authorization: Basic dXNlcjpvbmU=\r\n"),
         "{}",
-        asked[0]
+        heads[0]
     );
     assert!(
-        asked[1].contains("\r\nproxy-authorization: Basic dXNlcjp0d28=\r\n"),
+        heads[1].contains("\r\nproxy-authorization: Basic dXNlcjp0d28=\r\n"),
         "{}",
-        asked[1]
+        heads[1]
     );
-    drop(asked);
 
     std::fs::write(file.path(), "").unwrap();
     let failed = ProxyError::from(client.get().await.unwrap_err());

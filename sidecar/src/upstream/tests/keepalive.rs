@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use http_body_util::BodyExt;
 use tokio::io::DuplexStream;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::frames::Peer;
 use super::support::*;
@@ -18,6 +18,8 @@ use crate::upstream::{SendError, UpstreamBody};
 
 /// Silence until a PING, and then until the end.
 const PATIENCE: Duration = Duration::from_secs(30 + 20);
+/// Far beyond that: what has not ended by then never does.
+const FOREVER: Duration = Duration::from_hours(1);
 
 async fn connected<F, R>(serve: F) -> Connection<Body>
 where
@@ -82,7 +84,8 @@ async fn a_stream_may_be_silent_for_as_long_as_pings_are_answered() {
 async fn a_request_ends_when_pings_are_not_answered() {
     let mut connection = connected(async |mut peer| while peer.read().await.is_some() {}).await;
     let started = Instant::now();
-    let failed = get(&mut connection).await.unwrap_err();
+    let failed = timeout(FOREVER, get(&mut connection)).await.unwrap();
+    let failed = failed.unwrap_err();
     assert!(
         matches!(failed, SendError::Unanswered { reused: false, .. }),
         "{failed:?}"
@@ -102,7 +105,8 @@ async fn an_answer_ends_in_an_error_when_pings_are_not_answered() {
     .await;
     let answer = get(&mut connection).await.unwrap();
     let started = Instant::now();
-    assert!(answer.into_body().collect().await.is_err());
+    let body = timeout(FOREVER, answer.into_body().collect()).await;
+    assert!(body.unwrap().is_err());
     assert!(started.elapsed() >= PATIENCE);
     assert!(started.elapsed() < PATIENCE + Duration::from_secs(1));
 }

@@ -224,3 +224,17 @@ async fn a_failed_attempt_at_an_unknown_version_is_shared() {
     }
     assert_eq!(server.accepted(), 1);
 }
+
+#[tokio::test]
+async fn an_upstream_that_is_silent_in_the_handshake_runs_into_the_connect_timeout() {
+    let server = raw(|_, stream| async move {
+        let _open = stream;
+        std::future::pending::<()>().await;
+    })
+    .await;
+    let client = client(&over_tls(&server, UpstreamProtocol::Auto, None));
+    let limit = Duration::from_millis(100);
+    let sent = client.pool.send(request("GET", empty()), limit).await;
+    assert_eq!(sent.unwrap_err().code(), Code::UpstreamTimeout);
+    assert_eq!(server.accepted(), 1);
+}
