@@ -55,7 +55,7 @@ const FAILURES: [Failure; 5] = [
     Failure::Slow(Duration::from_millis(1500)),
 ];
 /// Once everything is well again, every connection must be served within this: twice the sidecar's longest pause.
-const RECOVERY: Duration = Duration::from_secs(60);
+const RECOVERY: Duration = Duration::from_mins(1);
 /// Replay buffer of the routes, in bytes.
 const BUFFER: usize = 64 << 10;
 /// Beginning of every access token, by which one is recognised in an answer.
@@ -86,7 +86,7 @@ struct Schedule {
 
 impl Schedule {
     fn new(minutes: u64) -> Self {
-        let total = Duration::from_secs(60 * minutes);
+        let total = Duration::from_mins(minutes);
         Self {
             total,
             outage: Duration::from_secs(30).min(total / 8),
