@@ -237,7 +237,10 @@ impl Agent {
         let response = sender.send_request(request).await?;
         let (parts, body) = response.into_parts();
         let body = body.collect().await?.to_bytes();
-        self.sender = Some(sender);
+        // Whoever refuses a request does not read its content, and closes.
+        if parts.status.is_success() || job.content.is_empty() {
+            self.sender = Some(sender);
+        }
         let text = String::from_utf8_lossy(&body);
         if text.contains(TOKEN_PREFIX) {
             return Ok(Outcome::Surprise("a token".to_owned(), text.into_owned()));
