@@ -47,7 +47,10 @@ impl Place {
         let binary = folder.path().join("nexus-sidecar");
         // By a process of its own: a program that a child of another test still holds open for writing cannot be run.
         let mut install = Command::new("install");
-        install.args(["-m", "755"]).arg(sidecar::binary()).arg(&binary);
+        install
+            .args(["-m", "755"])
+            .arg(sidecar::binary())
+            .arg(&binary);
         assert!(install.status().unwrap().success());
         Self { folder, binary }
     }

@@ -1,16 +1,23 @@
 //! The checks, in the order in which they are likely to fail fast.
 
-use std::path::PathBuf;
-
 use crate::clients;
+use crate::fuzz;
 use crate::generate;
 use crate::step::{cargo, command, run, step, succeeds, target};
+use crate::tool;
 
 const CARGO_DENY: &str = "0.20.2";
+/// How long each fuzz target runs.
+pub(crate) const FUZZ_SECONDS: u32 = 60;
 
 /// Everything that must pass before a change lands.
 pub(crate) fn run_ci() -> anyhow::Result<()> {
-    step("format", || run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    step("format", || {
+        run(&mut cargo(&["fmt", "--all", "--check"]))?;
+        // A workspace of its own.
+        let fuzz = ["fmt", "--manifest-path", "tests/fuzz/Cargo.toml", "--check"];
+        run(&mut cargo(&fuzz))
+    })?;
     step("generated files", || generate::run(true))?;
     step("clippy", || {
         let clippy = [
@@ -33,7 +40,8 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
         run(cargo(&doc).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     supply_chain()?;
-    test(&[])
+    test(&[])?;
+    fuzz::fuzz(FUZZ_SECONDS, &[])
 }
 
 /// Installs the clients, builds the sidecar for release and runs every test against it.
@@ -56,16 +64,8 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "a command line tool's output")]
 fn supply_chain() -> anyhow::Result<()> {
-    let tools = target().join("tools");
-    let deny = tools.join("bin/cargo-deny");
-    let installed = command(&deny, &["--version"]).output().is_ok_and(|o| {
-        String::from_utf8_lossy(&o.stdout)
-            .trim()
-            .ends_with(CARGO_DENY)
-    });
-    if !installed {
-        step("install cargo-deny", || install_deny(&tools))?;
-    }
+    // Its default features bring a second TLS stack; fetching the advisory database needs git only.
+    let deny = tool::installed("cargo-deny", CARGO_DENY, &["--no-default-features"])?;
     step("licences, bans and sources", || {
         run(&mut command(
             &deny,
@@ -80,14 +80,4 @@ fn supply_chain() -> anyhow::Result<()> {
             Ok(())
         }
     })
-}
-
-fn install_deny(tools: &PathBuf) -> anyhow::Result<()> {
-    // Its default features bring a second TLS stack; fetching the advisory database needs git only.
-    let install = ["install", "--locked", "cargo-deny", "--version", CARGO_DENY];
-    run(cargo(&install)
-        .args(["--no-default-features", "--force", "--root"])
-        .arg(tools)
-        .arg("--target-dir")
-        .arg(tools.join("build")))
 }

@@ -1,11 +1,13 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask generate`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask fuzz`, `cargo xtask generate`.
 //!
 //! A person and CI run the same ones. Each step says its name and how long it took.
 
 mod ci;
 mod clients;
+mod fuzz;
 mod generate;
 mod step;
+mod tool;
 
 use clap::{Parser, Subcommand};
 
@@ -29,6 +31,14 @@ enum Task {
     Clients,
     /// Everything that must pass before a change lands.
     Ci,
+    /// Runs the fuzz targets on copies of their corpora; what fails stays in `target/fuzz/artifacts`.
+    Fuzz {
+        /// How long each of them runs.
+        #[arg(long, default_value_t = ci::FUZZ_SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+        /// All if none is named.
+        targets: Vec<String>,
+    },
     /// Writes the files that are made from the types: CRDs and schemas.
     Generate {
         /// Only says whether they are up to date.
@@ -42,6 +52,7 @@ fn main() -> anyhow::Result<()> {
         Task::Test { arguments } => ci::test(&arguments),
         Task::Clients => clients::install(),
         Task::Ci => ci::run_ci(),
+        Task::Fuzz { seconds, targets } => fuzz::fuzz(seconds, &targets),
         Task::Generate { check } => generate::run(check),
     }
 }
