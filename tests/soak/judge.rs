@@ -203,3 +203,172 @@ fn expected_connection(seen: &Seen) -> Option<String> {
 fn number(seen: &Seen, name: &str) -> u64 {
     seen.header(name).parse().expect("agents send numbers")
 }
+
+#[cfg(test)]
+mod tests {
+    use nexus_tests::broker::{Front, Provider};
+    use nexus_tests::upstream::hex;
+    use sha2::{Digest, Sha256};
+
+    use super::*;
+
+    /// A judge over the connections of two tenants, which rejects nothing by itself.
+    struct Court {
+        broker: Arc<Broker>,
+        judge: Judge,
+    }
+
+    impl Court {
+        async fn new() -> Self {
+            let broker = Arc::new(Broker::start(Front::Broker, None).await);
+            for tenant in 0..2 {
+                broker.connect(&connection_of(0, tenant), Provider::new("soak"));
+            }
+            let judge = Judge::new(Arc::clone(&broker), Instant::now(), 1);
+            Self { broker, judge }
+        }
+
+        fn token(&self) -> String {
+            self.broker.current(&connection_of(0, 0)).token
+        }
+
+        fn rotate(&self) -> String {
+            self.broker.rotate(&connection_of(0, 0));
+            self.token()
+        }
+
+        /// A request of tenant 0 that is sent and arrives now.
+        fn request(&self, id: u64, token: &str) -> Seen {
+            let sent = self.judge.started.elapsed().as_micros();
+            let sha256 = hex(&Sha256::digest(b""));
+            let headers = [
+                ("authorization", format!("Bearer {token}")),
+                (ID, id.to_string()),
+                (SENT, sent.to_string()),
+                (SHA, sha256.clone()),
+            ];
+            Seen {
+                version: "HTTP/1.1".to_owned(),
+                method: "GET".to_owned(),
+                target: "/0/0".to_owned(),
+                authority: "u".to_owned(),
+                headers: headers.map(|(name, value)| (name.to_owned(), value)).into(),
+                body: bytes::Bytes::new(),
+                length: 0,
+                sha256,
+                trailers: Vec::new(),
+                arrived: Instant::now(),
+            }
+        }
+
+        fn judge(&self, seen: &Seen) -> Verdicts {
+            // Whether chance rejects it as well does not matter here.
+            let _ = self.judge.judge(seen);
+            self.judge.inner.lock().unwrap().pending.clear();
+            self.judge.verdicts()
+        }
+
+        fn reject(&self, id: u64, token: &str) {
+            let mut inner = self.judge.inner.lock().unwrap();
+            inner.rejected.insert(token.to_owned(), Instant::now());
+            inner.pending.insert(id, (token.to_owned(), Instant::now()));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_good_request_is_not_objected_to() {
+        let court = Court::new().await;
+        let v = court.judge(&court.request(1, &court.token()));
+        let wrong = v.unknown + v.wrong_tenant + v.expired + v.superseded + v.corrupt;
+        assert_eq!((v.arrived, wrong), (1, 0));
+    }
+
+    #[tokio::test]
+    async fn other_tokens_tenants_and_contents_are_noticed() {
+        let court = Court::new().await;
+        assert_eq!(court.judge(&court.request(1, "made up")).unknown, 1);
+        let mut without = court.request(2, "");
+        without.headers.remove(0);
+        assert_eq!(court.judge(&without).unknown, 2);
+        let other = court.broker.current(&connection_of(0, 1)).token;
+        assert_eq!(court.judge(&court.request(3, &other)).wrong_tenant, 1);
+        let mut cut = court.request(4, &court.token());
+        cut.sha256 = hex(&Sha256::digest(b"cut"));
+        assert_eq!(court.judge(&cut).corrupt, 1);
+    }
+
+    #[tokio::test]
+    async fn an_expired_token_is_noticed_to_the_second_its_payload_names() {
+        let court = Court::new().await;
+        let id = connection_of(0, 0);
+        court
+            .broker
+            .connect(&id, Provider::new("soak").life(Duration::from_secs(1)));
+        let expires_at = court.broker.current(&id).expires_at.unwrap();
+        nexus_tests::wait::until("the expiry", || {
+            (SystemTime::now() >= expires_at).then_some(())
+        })
+        .await;
+        assert_eq!(court.judge(&court.request(1, &court.token())).expired, 1);
+    }
+
+    #[tokio::test]
+    async fn a_rejected_token_is_superseded_once_the_sidecar_has_used_a_newer_one() {
+        let court = Court::new().await;
+        let old = court.token();
+        court.reject(1, &old);
+        let before = court.request(2, &old);
+        assert_eq!(
+            court.judge(&court.request(3, &old)).superseded,
+            0,
+            "there is no other"
+        );
+        let new = court.rotate();
+        assert_eq!(
+            court.judge(&court.request(4, &old)).superseded,
+            0,
+            "nobody has it"
+        );
+        court.judge(&court.request(5, &new));
+        assert_eq!(court.judge(&before).superseded, 0, "sent before that");
+        assert_eq!(court.judge(&court.request(6, &old)).superseded, 1);
+        assert_eq!(court.judge(&court.request(7, &new)).superseded, 1);
+    }
+
+    #[tokio::test]
+    async fn a_rejected_token_is_superseded_once_a_newer_one_was_delivered_and_read() {
+        let court = Court::new().await;
+        let old = court.token();
+        court.reject(1, &old);
+        court.rotate();
+        let address = court
+            .broker
+            .url()
+            .trim_start_matches("http://")
+            .parse()
+            .unwrap();
+        let path = format!("/connections/{}/token", connection_of(0, 0));
+        let agent = nexus_tests::agent::Agent::new(address);
+        assert_eq!(agent.get(&path).send().await.status, 200);
+        nexus_tests::wait::until("the delivery", || court.broker.newer_delivered(&old)).await;
+        tokio::time::sleep(READING).await;
+        assert_eq!(court.judge(&court.request(2, &old)).superseded, 1);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_is_sent_again_must_carry_another_token() {
+        let court = Court::new().await;
+        let old = court.token();
+        let first = court.request(1, &old);
+        court.reject(1, &old);
+        assert_eq!(court.judge(&first).replayed_unchanged, 1);
+        let new = court.rotate();
+        court.reject(1, &old);
+        let again = Seen {
+            headers: court.request(1, &new).headers,
+            ..first
+        };
+        let v = court.judge(&again);
+        assert_eq!((v.replayed, v.replayed_unchanged), (2, 1));
+    }
+}

@@ -47,8 +47,6 @@ pub(crate) struct Counts {
     /// Sent while the control plane was there, and had been for a while.
     pub(crate) sent_in_peace: u64,
     pub(crate) succeeded_in_peace: u64,
-    /// Successes of each connection since the last outage ended.
-    pub(crate) since_outage: BTreeMap<(u32, u32), u64>,
     /// What an agent must never see: the first of each kind.
     pub(crate) surprises: BTreeMap<String, String>,
     pub(crate) surprising: u64,
@@ -63,7 +61,6 @@ impl Tally {
     pub(crate) fn outage(&self, begins: bool) {
         self.outage.store(begins, Ordering::SeqCst);
         let mut inner = self.inner.lock().unwrap();
-        inner.since_outage.clear();
         inner.ended = Some(tokio::time::Instant::now());
     }
 
@@ -72,7 +69,7 @@ impl Tally {
         !self.outage.load(Ordering::SeqCst) && ended.is_none_or(|at| at.elapsed() > AFTERMATH)
     }
 
-    fn count(&self, job: &Job, peace: bool, outcome: Outcome) {
+    fn count(&self, peace: bool, outcome: Outcome) {
         let mut inner = self.inner.lock().unwrap();
         inner.sent += 1;
         inner.sent_in_peace += u64::from(peace);
@@ -80,8 +77,6 @@ impl Tally {
             Outcome::Success => {
                 inner.succeeded += 1;
                 inner.succeeded_in_peace += u64::from(peace);
-                let connection = (job.route, job.tenant);
-                *inner.since_outage.entry(connection).or_default() += 1;
             }
             Outcome::Rejected => inner.rejections += 1,
             Outcome::Unavailable => {
@@ -136,16 +131,39 @@ impl Agent {
     pub(crate) async fn run(mut self, stopped: watch::Receiver<bool>) {
         while !*stopped.borrow() {
             let job = self.job();
-            let id = self.tally.next.fetch_add(1, Ordering::SeqCst);
-            let peace = self.tally.is_peace();
-            let outcome = self.send(&job, id).await;
-            self.judge.answered(id);
-            // Peace that ended meanwhile is none.
-            let peace = peace && self.tally.is_peace();
-            self.tally.count(&job, peace, outcome);
+            self.work(&job).await;
             let pause = self.random.u64(0..PAUSE_MILLIS);
             tokio::time::sleep(Duration::from_millis(pause)).await;
         }
+    }
+
+    /// Asks a connection until it is served, for so long at most. True if it was.
+    pub(crate) async fn insist(mut self, route: u32, tenant: u32, limit: Duration) -> bool {
+        let job = Job {
+            route,
+            tenant,
+            method: Method::GET,
+            content: Bytes::new(),
+            chunked: false,
+        };
+        let served = async {
+            while !self.work(&job).await {
+                tokio::time::sleep(Duration::from_millis(PAUSE_MILLIS)).await;
+            }
+        };
+        tokio::time::timeout(limit, served).await.is_ok()
+    }
+
+    /// Sends a request and counts what comes of it. True for success.
+    async fn work(&mut self, job: &Job) -> bool {
+        let id = self.tally.next.fetch_add(1, Ordering::SeqCst);
+        let peace = self.tally.is_peace();
+        let outcome = self.send(job, id).await;
+        self.judge.answered(id);
+        let success = matches!(outcome, Outcome::Success);
+        // Peace that ended meanwhile is none.
+        self.tally.count(peace && self.tally.is_peace(), outcome);
+        success
     }
 
     fn job(&mut self) -> Job {

@@ -46,6 +46,16 @@ const LIFE: Duration = Duration::from_secs(5);
 const PROVIDER_LATENCY: Duration = Duration::from_millis(20);
 /// Share of control-plane calls that fail.
 const FAILING: f64 = 0.2;
+/// And how.
+const FAILURES: [Failure; 5] = [
+    Failure::Status(500),
+    Failure::Status(502),
+    Failure::Status(503),
+    Failure::Cut,
+    Failure::Slow(Duration::from_millis(1500)),
+];
+/// Once everything is well again, every connection must be served within this: twice the sidecar's longest pause.
+const RECOVERY: Duration = Duration::from_mins(1);
 /// Replay buffer of the routes, in bytes.
 const BUFFER: usize = 64 << 10;
 /// Beginning of every access token, by which one is recognised in an answer.
@@ -76,7 +86,7 @@ struct Schedule {
 
 impl Schedule {
     fn new(minutes: u64) -> Self {
-        let total = Duration::from_secs(60 * minutes);
+        let total = Duration::from_mins(minutes);
         Self {
             total,
             outage: Duration::from_secs(30).min(total / 8),
@@ -117,50 +127,15 @@ async fn main() -> ExitCode {
 }
 
 async fn soak(schedule: Schedule, seed: u64) -> Report {
-    let broker = Arc::new(Broker::start(Front::Broker, None).await);
-    for number in 0..ROUTES * TENANTS {
-        let provider = Provider::new("soak").life(LIFE).latency(PROVIDER_LATENCY);
-        broker.connect(&connection(1 + number), provider);
-    }
-    broker.unreliable(
-        seed,
-        FAILING,
-        &[
-            Failure::Status(500),
-            Failure::Status(502),
-            Failure::Status(503),
-            Failure::Cut,
-            Failure::Slow(Duration::from_millis(1500)),
-        ],
-    );
-    let started = Instant::now();
-    let judge = Arc::new(Judge::new(Arc::clone(&broker), started, seed));
-    let gate = Arc::clone(&judge);
-    let upstream = Upstream::builder()
-        .forgetful()
-        .gate(move |seen| gate.judge(seen))
-        .start()
-        .await;
-    let mut builder = Sidecar::run().control(&broker).arg("--access-log=off");
-    for route in 0..ROUTES {
-        builder = builder.route(&manifest(route, &upstream.url()));
-    }
-    let sidecar = builder.start().await;
-
-    let tally = Arc::new(Tally::default());
+    let world = World::start(seed).await;
     let (stop, stopped) = watch::channel(false);
     let mut agents = tokio::task::JoinSet::new();
     for number in 0..AGENTS {
-        let agent = load::Agent::new(
-            sidecar.proxy_addr(),
-            seed.wrapping_mul(1000).wrapping_add(number),
-            Arc::clone(&judge),
-            Arc::clone(&tally),
-        );
+        let agent = world.agent(seed.wrapping_mul(1000).wrapping_add(number));
         agents.spawn(agent.run(stopped.clone()));
     }
-    let memory = tokio::spawn(memory::watch(sidecar.pid(), schedule.warm, stopped));
-
+    let memory = memory::watch(world.sidecar.pid(), schedule.warm, stopped);
+    let memory = tokio::spawn(memory);
     println!(
         "{} connections, {AGENTS} agents, {:?}; control plane gone for {:?} at {:?}",
         ROUTES * TENANTS,
@@ -168,29 +143,96 @@ async fn soak(schedule: Schedule, seed: u64) -> Report {
         schedule.outage,
         schedule.outages.map(|(at, _)| at),
     );
-    for (at, outage) in schedule.outages {
-        tokio::time::sleep_until((started + at).into()).await;
-        tally.outage(true);
-        broker.outage(outage).await;
-        tokio::time::sleep(schedule.outage).await;
-        broker.outage(Outage::None).await;
-        tally.outage(false);
-        println!(
-            "{:>4} s: the control plane is back",
-            started.elapsed().as_secs()
-        );
-    }
-    tokio::time::sleep_until((started + schedule.total).into()).await;
+    world.suffer(schedule).await;
     stop.send_replace(true);
     while let Some(agent) = agents.join_next().await {
         agent.expect("an agent does not panic");
     }
     let memory: Memory = memory.await.expect("reading memory does not panic");
-    let said = sidecar.stderr();
-    if let Some(line) = said.iter().find(|line| line.contains("panicked")) {
-        println!("the sidecar panicked: {line}");
+    let unserved = world.recover(seed).await;
+    let said = world.sidecar.stderr();
+    Report::new(
+        &world.broker,
+        &world.judge,
+        &world.tally,
+        memory,
+        unserved,
+        &said,
+    )
+}
+
+/// Everything that takes part, but for the load.
+struct World {
+    broker: Arc<Broker>,
+    judge: Arc<Judge>,
+    tally: Arc<Tally>,
+    sidecar: Sidecar,
+    started: Instant,
+    _upstream: Upstream,
+}
+
+impl World {
+    async fn start(seed: u64) -> Self {
+        let broker = Arc::new(Broker::start(Front::Broker, None).await);
+        for number in 0..ROUTES * TENANTS {
+            let provider = Provider::new("soak").life(LIFE).latency(PROVIDER_LATENCY);
+            broker.connect(&connection(1 + number), provider);
+        }
+        broker.unreliable(seed, FAILING, &FAILURES);
+        let started = Instant::now();
+        let judge = Arc::new(Judge::new(Arc::clone(&broker), started, seed));
+        let gate = Arc::clone(&judge);
+        let upstream = Upstream::builder()
+            .forgetful()
+            .gate(move |seen| gate.judge(seen))
+            .start()
+            .await;
+        let mut builder = Sidecar::run().control(&broker).arg("--access-log=off");
+        for route in 0..ROUTES {
+            builder = builder.route(&manifest(route, &upstream.url()));
+        }
+        Self {
+            sidecar: builder.start().await,
+            broker,
+            judge,
+            tally: Arc::default(),
+            started,
+            _upstream: upstream,
+        }
     }
-    Report::new(&broker, &judge, &tally, memory, &said)
+
+    fn agent(&self, seed: u64) -> load::Agent {
+        let (judge, tally) = (Arc::clone(&self.judge), Arc::clone(&self.tally));
+        load::Agent::new(self.sidecar.proxy_addr(), seed, judge, tally)
+    }
+
+    /// The outages, until the end of the schedule.
+    async fn suffer(&self, schedule: Schedule) {
+        for (at, outage) in schedule.outages {
+            tokio::time::sleep_until((self.started + at).into()).await;
+            self.tally.outage(true);
+            self.broker.outage(outage).await;
+            tokio::time::sleep(schedule.outage).await;
+            self.broker.outage(Outage::None).await;
+            self.tally.outage(false);
+            let seconds = self.started.elapsed().as_secs();
+            println!("{seconds:>4} s: the control plane is back");
+        }
+        tokio::time::sleep_until((self.started + schedule.total).into()).await;
+    }
+
+    /// Asks every connection when nothing goes wrong any more. How many were not served.
+    async fn recover(&self, seed: u64) -> usize {
+        self.broker.reliable();
+        let mut agents = tokio::task::JoinSet::new();
+        for route in 0..ROUTES {
+            for tenant in 0..TENANTS {
+                agents.spawn(self.agent(seed).insist(route, tenant, RECOVERY));
+            }
+        }
+        let served = agents.join_all().await;
+        served.iter().filter(|served| !**served).count()
+    }
 }
 
 fn manifest(route: u32, upstream: &str) -> Route {

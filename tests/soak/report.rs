@@ -38,6 +38,7 @@ impl Report {
         judge: &Judge,
         tally: &Tally,
         memory: Memory,
+        unserved: usize,
         said: &[String],
     ) -> Self {
         let ids: Vec<(u32, u32, String)> = (0..ROUTES)
@@ -64,10 +65,7 @@ impl Report {
                 .iter()
                 .filter(|(.., id)| broker.standing(id) != Standing::Active)
                 .count(),
-            unserved: ids
-                .iter()
-                .filter(|(route, tenant, _)| !counts.since_outage.contains_key(&(*route, *tenant)))
-                .count(),
+            unserved,
             panicked: said.iter().any(|line| line.contains("panicked")),
             counts,
         }

@@ -185,6 +185,13 @@ impl Broker {
         *self.state.weather.lock().unwrap() = Some(Weather::new(seed, rate, kinds));
     }
 
+    /// Ends the failures at random. What was counted stays.
+    pub fn reliable(&self) {
+        if let Some(weather) = &mut *self.state.weather.lock().unwrap() {
+            weather.calm();
+        }
+    }
+
     /// How many calls failed at random, by kind.
     pub fn failures(&self) -> BTreeMap<String, usize> {
         let weather = self.state.weather.lock().unwrap();

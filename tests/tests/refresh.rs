@@ -68,11 +68,6 @@ async fn a_token_that_expired_before_its_first_use_is_refreshed_on_demand() {
     assert_eq!((guarded.calls(), guarded.refreshes()), (0, 0), "idle");
     let answer = guarded.get("/").send().await;
     assert_eq!(answer.status, 200, "{}", answer.text());
-    assert_eq!(
-        (guarded.calls(), guarded.refreshes()),
-        (2, 1),
-        "GET, POST, GET"
-    );
     assert_read_around_refreshes(&guarded, 1);
     assert_eq!(guarded.sent(), [guarded.current()]);
     assert_none_expired(&guarded.broker, &guarded.upstream.seen());

@@ -52,6 +52,10 @@ impl Weather {
         }
     }
 
+    pub(super) fn calm(&mut self) {
+        self.rate = 0.0;
+    }
+
     /// How this call fails, if it does.
     pub(super) fn strike(&mut self, refresh: bool) -> Option<Answer> {
         if self.random.f64() >= self.rate {

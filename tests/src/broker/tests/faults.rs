@@ -125,6 +125,11 @@ async fn random_failures_have_the_rate_and_repeat_with_the_seed() {
         assert_eq!(broker.failures().len(), kinds.len());
         // Five standard deviations either way.
         assert!((40..=120).contains(&failed), "{failed} of {CALLS}");
+        broker.reliable();
+        for _ in 0..50 {
+            assert_eq!(caller.token().await.status, 200);
+        }
+        assert_eq!(failed, broker.failures().values().sum::<usize>());
         runs.push(outcomes);
     }
     assert_eq!(runs[0], runs[1]);
