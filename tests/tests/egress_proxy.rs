@@ -294,6 +294,39 @@ async fn an_upstream_that_the_proxy_cannot_reach_is_told_with_the_proxys_status(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn dev_uses_the_proxy_for_the_users_routes_and_not_for_its_own_upstream() {
+    let office = Office::open().await;
+    let upstream = Upstream::start().await;
+    let behind = |builder: Builder| {
+        builder
+            .arg("--egress-proxy")
+            .arg(office.proxy.url())
+            .arg("--egress-proxy-credentials")
+            .arg(office.credentials())
+    };
+    let sidecar = behind(Sidecar::dev()).start().await;
+    let answer = sidecar.agent().get("/v1/me").provider("bearer").send();
+    assert_eq!(answer.await.status, 200);
+    assert!(office.proxy.requests().is_empty());
+
+    let credentials = office.folder.path().join("credentials.yaml");
+    std::fs::write(
+        &credentials,
+        "credentials:\n  p: {access_token: dev-token-of-the-office}\n",
+    )
+    .unwrap();
+    let route = Route::new("p", &upstream.url());
+    let sidecar = behind(Sidecar::dev_with_routes().route(&route))
+        .arg("--credentials")
+        .arg(&credentials)
+        .start()
+        .await;
+    assert_eq!(get(&sidecar).await.status, 200);
+    assert_eq!(office.proxy.requests(), [connect_to(&upstream)]);
+    assert_only_the_proxy_came(&upstream);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn proxy_variables_of_the_environment_have_no_effect() {
     let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
     elsewhere.set_nonblocking(true).unwrap();
