@@ -47,6 +47,9 @@ pub enum DecodeError {
     /// It would take too much memory to decode.
     #[error("the compressed body needs a decoding window of more than 8 MiB")]
     Window,
+    /// There is no memory for a decoder.
+    #[error("there is no memory to decode the body")]
+    Memory,
     /// It goes on without decoding to anything.
     #[error("the compressed body holds back what it decodes to for more than 1 MiB")]
     Stalled,
@@ -122,7 +125,7 @@ impl DecodedScan {
             .map(|kind| {
                 Coding::new(*kind)
                     .map(|coding| Stage { coding, decoded: 0 })
-                    .ok_or(DecodeError::Window)
+                    .ok_or(DecodeError::Memory)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
