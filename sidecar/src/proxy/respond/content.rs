@@ -123,7 +123,7 @@ impl Content {
             Self::Untouched => true,
             Self::Text(text) => {
                 text.links.as_ref().is_none_or(|links| links.held() == 0)
-                    && text.scrub.as_ref().is_none_or(|scrub| scrub.held() == 0)
+                    && !text.scrub.as_ref().is_some_and(ScrubStream::holds_bytes)
             }
             // Where its end is missing, what there is of it is held back.
             Self::Encoded(scan) => scan.held() == 0,

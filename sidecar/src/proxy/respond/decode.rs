@@ -143,7 +143,8 @@ impl DecodedScan {
         self.taken += piece.len() as u64;
         let limit = FREE_EXPANSION.max(self.taken.saturating_mul(MAX_EXPANSION));
         feed(&mut self.stages, &piece, limit, &mut self.scan)?;
-        let waits = self.scan.held() > 0 || self.stages.iter().any(|stage| stage.coding.is_open());
+        let waits =
+            self.scan.holds_bytes() || self.stages.iter().any(|stage| stage.coding.is_open());
         if !waits && self.held.is_empty() {
             return Ok(piece);
         }
