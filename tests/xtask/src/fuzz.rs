@@ -6,8 +6,8 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail, ensure};
 
@@ -104,14 +104,16 @@ fn fuzz_each(binaries: &Path, seconds: u32, targets: &[String]) -> anyhow::Resul
             scope.spawn(|| {
                 while let Some(name) = targets.get(next.fetch_add(1, Ordering::Relaxed)) {
                     if let Err(error) = fuzz_one(binaries, seconds, name) {
-                        let mut failures = failures.lock().unwrap_or_else(|e| e.into_inner());
+                        let mut failures = failures.lock().unwrap_or_else(PoisonError::into_inner);
                         failures.push(format!("{name}: {error:#}"));
                     }
                 }
             });
         }
     });
-    let failures = failures.into_inner().unwrap_or_else(|e| e.into_inner());
+    let failures = failures
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
     ensure!(failures.is_empty(), "{}", failures.join("\n\n"));
     Ok(())
 }
