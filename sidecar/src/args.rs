@@ -255,7 +255,7 @@ pub struct EgressArgs {
     )]
     pub egress_proxy_credentials: Option<PathBuf>,
 
-    /// PEM file with the CA of an egress proxy over https; replaces the public roots
+    /// PEM file with the CA of an egress proxy over https; replaces the public roots, read at the start
     #[arg(
         long,
         env = "NEXUS_EGRESS_PROXY_CA",

@@ -20,11 +20,13 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use http::header::{CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE};
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
+};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, Method, Request, Response, StatusCode, Uri};
-use hyper::body::Incoming;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use hyper::body::{Body, Incoming};
 use nexus_crds::access::AccessRequest;
 use nexus_crds::path;
 use tokio::time::{Instant, timeout};
@@ -80,11 +82,17 @@ impl Proxy {
         let (parts, body) = request.into_parts();
         let mut record = self.recorder.begin(&parts, in_flight);
         let grpc = is_grpc(&parts.headers);
+        let closes = parts.version < http::Version::HTTP_2 && !body.is_end_stream();
         match self.exchange(parts, body, &mut record).await {
             Ok(answer) => respond::respond(answer, record),
             Err(error) => {
                 record.failed(&error);
-                let response = error.response(record.request_id(), grpc);
+                let mut response = error.response(record.request_id(), grpc);
+                if closes {
+                    // What may be left of the body is not read.
+                    let close = HeaderValue::from_static("close");
+                    response.headers_mut().insert(CONNECTION, close);
+                }
                 response.map(|body| {
                     AgentBody::Full(Some(body).filter(|body| !body.is_empty()), Box::new(record))
                 })
@@ -538,7 +546,6 @@ fn is_websocket(headers: &HeaderMap) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
 
     use super::*;
 

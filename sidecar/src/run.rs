@@ -70,11 +70,15 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
     let DevArgs {
         routes,
         credentials,
-        serve,
+        mut serve,
     } = args;
     telemetry::start(&serve.log_level)?;
     hardening::apply();
     raise_file_limit();
+    if routes.is_none() {
+        // The built-in upstream is in this process, where no proxy finds it.
+        serve.egress.no_egress_proxy.push("127.0.0.1".into());
+    }
     let egress = egress(&serve.egress)?;
     let options = DevOptions {
         routes,

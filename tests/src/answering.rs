@@ -30,6 +30,9 @@ pub fn answer(fields: &str, content: &[u8]) -> Vec<u8> {
 }
 
 /// A sidecar before an upstream that answers everything alike. The route's base path is `/v1`.
+///
+/// A sidecar has one thread unless it is told otherwise, and then the content that an upstream sends with its head is
+/// there when the head is judged.
 #[derive(Debug)]
 pub struct Fixed {
     /// The gateway.

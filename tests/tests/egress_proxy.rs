@@ -10,7 +10,7 @@
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use nexus_tests::agent::Answer;
 use nexus_tests::broker::{self, Broker};
@@ -92,12 +92,12 @@ fn assert_unseen(sidecar: &Sidecar) {
         assert!(!said.contains(secret), "{said}");
     }
     for file in ["cmdline", "environ"] {
-        let shown = std::fs::read(
-            Path::new("/proc")
-                .join(sidecar.pid().to_string())
-                .join(file),
-        );
-        let shown = String::from_utf8_lossy(&shown.unwrap()).into_owned();
+        let path = format!("/proc/{}/{file}", sidecar.pid());
+        let shown = match std::fs::read(path) {
+            // Where only root may look, nobody else sees it.
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => continue,
+            shown => String::from_utf8_lossy(&shown.unwrap()).into_owned(),
+        };
         assert!(!shown.contains(PASSWORD), "{file}: {shown}");
     }
 }
@@ -291,6 +291,39 @@ async fn an_upstream_that_the_proxy_cannot_reach_is_told_with_the_proxys_status(
     );
     let told = "the egress proxy answered CONNECT with 500 Internal Server Error";
     assert!(answer.text().contains(told), "{}", answer.text());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dev_uses_the_proxy_for_the_users_routes_and_not_for_its_own_upstream() {
+    let office = Office::open().await;
+    let upstream = Upstream::start().await;
+    let behind = |builder: Builder| {
+        builder
+            .arg("--egress-proxy")
+            .arg(office.proxy.url())
+            .arg("--egress-proxy-credentials")
+            .arg(office.credentials())
+    };
+    let sidecar = behind(Sidecar::dev()).start().await;
+    let answer = sidecar.agent().get("/v1/me").provider("bearer").send();
+    assert_eq!(answer.await.status, 200);
+    assert!(office.proxy.requests().is_empty());
+
+    let credentials = office.folder.path().join("credentials.yaml");
+    std::fs::write(
+        &credentials,
+        "credentials:\n  p: {access_token: dev-token-of-the-office}\n",
+    )
+    .unwrap();
+    let route = Route::new("p", &upstream.url());
+    let sidecar = behind(Sidecar::dev_with_routes().route(&route))
+        .arg("--credentials")
+        .arg(&credentials)
+        .start()
+        .await;
+    assert_eq!(get(&sidecar).await.status, 200);
+    assert_eq!(office.proxy.requests(), [connect_to(&upstream)]);
+    assert_only_the_proxy_came(&upstream);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -42,7 +42,7 @@ impl Stage {
     }
 
     /// A route with the connection `number` for requests without tenant.
-    fn route(&self, provider: &str, number: u32, fields: Value) -> TableRoute {
+    fn route(&self, provider: &str, number: u32, fields: &Value) -> TableRoute {
         let mut route = json!({
             "name": format!("route-{number}"),
             "provider": provider,
@@ -130,7 +130,7 @@ async fn of_two_routes_of_a_provider_each_pod_has_its_own() {
             {"key": "app", "operator": "NotIn", "values": ["a"]},
             {"key": "nexus-off", "operator": "DoesNotExist"},
         ]}});
-        vec![stage.route("p", 1, app("a")), stage.route("p", 2, not_a)]
+        vec![stage.route("p", 1, &app("a")), stage.route("p", 2, &not_a)]
     };
     for (labels, expected) in [
         (json!({"app": "a"}), sent("token-1")),
@@ -153,12 +153,12 @@ async fn of_two_routes_of_a_provider_each_pod_has_its_own() {
 async fn what_is_for_other_pods_is_the_same_as_what_does_not_exist() {
     let stage = Stage::set().await;
     let routes = vec![
-        stage.route("mine", 1, json!({"serviceAccounts": ["other", "robot"]})),
-        stage.route("theirs", 2, json!({"serviceAccounts": ["other"]})),
+        stage.route("mine", 1, &json!({"serviceAccounts": ["other", "robot"]})),
+        stage.route("theirs", 2, &json!({"serviceAccounts": ["other"]})),
         stage.route(
             "ahead",
             3,
-            json!({"serviceAccounts": ["other"], "requires": ["a-feature-of-the-future"]}),
+            &json!({"serviceAccounts": ["other"], "requires": ["a-feature-of-the-future"]}),
         ),
     ];
     let admitted = json!({"version": 1, "serviceAccount": "robot"});
@@ -197,7 +197,12 @@ async fn what_is_for_other_pods_is_the_same_as_what_does_not_exist() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_absolute_target_finds_the_route_of_this_pod() {
     let stage = Stage::set().await;
-    let routes = || vec![stage.route("p", 1, app("a")), stage.route("q", 2, app("b"))];
+    let routes = || {
+        vec![
+            stage.route("p", 1, &app("a")),
+            stage.route("q", 2, &app("b")),
+        ]
+    };
     for (label, expected) in [
         ("a", sent("token-1")),
         ("b", sent("token-2")),
@@ -221,7 +226,7 @@ async fn only_admitted_tenants_may_be_named() {
     let sidecar = stage
         .admitted(
             &json!({"version": 1, "tenants": ["a", "other"]}),
-            vec![stage.route("p", 9, connections.clone())],
+            vec![stage.route("p", 9, &connections)],
         )
         .await;
     let ask = |sidecar: &Sidecar, tenant| sidecar.agent().get("/").provider("p").tenant(tenant);
@@ -255,7 +260,7 @@ async fn only_admitted_tenants_may_be_named() {
     let one = stage
         .admitted(
             &json!({"version": 1, "tenants": ["other"]}),
-            vec![stage.route("p", 9, connections)],
+            vec![stage.route("p", 9, &connections)],
         )
         .await;
     let unnamed = one.agent().get("/").provider("p");
@@ -275,7 +280,7 @@ async fn a_pod_without_tenants_may_name_none() {
         {"tenant": "*", "id": connection(3)},
     ]});
     for admitted in [json!({"version": 1}), json!({"version": 1, "tenants": []})] {
-        let routes = vec![stage.route("p", 9, tenants.clone())];
+        let routes = vec![stage.route("p", 9, &tenants)];
         let sidecar = stage.admitted(&admitted, routes).await;
         assert_eq!(ask(&stage, &sidecar, "p").await, sent("token-1"));
         for tenant in ["a", "b"] {
@@ -303,7 +308,7 @@ async fn what_is_not_certain_stops_the_start() {
         (r#"{"version":1,"labels":["a"]}"#, "expected a map"),
     ] {
         let output = stage
-            .prepare(vec![stage.route("p", 1, json!({}))])
+            .prepare(vec![stage.route("p", 1, &json!({}))])
             .env("NEXUS_ADMITTED", value)
             .fails()
             .await;
@@ -321,7 +326,7 @@ async fn what_is_not_certain_stops_the_start() {
 async fn tenants_are_given_once() {
     let stage = Stage::set().await;
     let output = stage
-        .prepare(vec![stage.route("p", 1, json!({}))])
+        .prepare(vec![stage.route("p", 1, &json!({}))])
         .env("NEXUS_ADMITTED", r#"{"version":1}"#)
         .env("NEXUS_TENANTS", "a")
         .fails()
@@ -338,7 +343,7 @@ async fn tenants_are_given_once() {
 async fn a_route_that_stops_selecting_the_pod_leaves_and_takes_its_credential_along() {
     let stage = Stage::set().await;
     let admitted = json!({"version": 1, "labels": {"app": "a"}});
-    let route = |selector| vec![stage.route("p", 1, selector)];
+    let route = |selector| vec![stage.route("p", 1, &selector)];
     let sidecar = stage.admitted(&admitted, route(app("a"))).await;
     for _ in 0..2 {
         assert_eq!(ask(&stage, &sidecar, "p").await, sent("token-1"));
@@ -366,9 +371,9 @@ async fn outside_of_a_pod_every_route_is_served_and_of_a_provider_the_first() {
     let stage = Stage::set().await;
     let routes = || {
         vec![
-            stage.route("p", 1, app("a")),
-            stage.route("p", 2, app("b")),
-            stage.route("q", 3, json!({"serviceAccounts": ["robot"]})),
+            stage.route("p", 1, &app("a")),
+            stage.route("p", 2, &app("b")),
+            stage.route("q", 3, &json!({"serviceAccounts": ["robot"]})),
         ]
     };
     let sidecar = stage.prepare(routes()).start().await;

@@ -47,13 +47,24 @@ impl Default for RefreshSettings {
 impl RefreshSettings {
     /// When a credential that was just obtained is to be renewed.
     ///
-    /// A process has its place in the window for each connection, always the same: of those that share a connection
-    /// one is the first every time, and the others find its result.
-    pub(super) fn first(&self, connection: u128, now: Moment, usable_until: Moment) -> Moment {
+    /// A process has its place in the window for each connection. Of those that share a connection the first to renew
+    /// it moves to the front and the others, who find it renewed, to the back: once one has led, no other comes near.
+    pub(super) fn first(
+        &self,
+        connection: u128,
+        role: Role,
+        now: Moment,
+        usable_until: Moment,
+    ) -> Moment {
         let life = usable_until.since(now);
         let window = self.ahead.min(life / 5);
         let place = fraction(mixed(self.seed, connection));
-        usable_until - window.mul_f64(0.25 + 0.75 * place)
+        usable_until
+            - window.mul_f64(match role {
+                Role::Unknown => 0.25 + 0.75 * place,
+                Role::Leads => 0.9 + 0.1 * place,
+                Role::Follows => 0.25 + 0.25 * place,
+            })
     }
 
     /// When to try again after an attempt that did not move the expiry.
@@ -62,9 +73,26 @@ impl RefreshSettings {
     }
 
     /// The pause before a refresh that could not be planned.
-    pub(super) fn pause(&self) -> Duration {
-        self.spread.mul_f64(random_fraction())
+    pub(super) fn pause(&self, role: Role) -> Duration {
+        let place = random_fraction();
+        self.spread.mul_f64(match role {
+            Role::Unknown => place,
+            Role::Leads => 0.2 * place,
+            Role::Follows => 0.6 + 0.4 * place,
+        })
     }
+}
+
+/// Who renews a connection that several processes share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Role {
+    /// It has not come to that yet.
+    #[default]
+    Unknown,
+    /// This process did the last time.
+    Leads,
+    /// Another one did.
+    Follows,
 }
 
 /// What was asked of the control plane for one connection, which bounds what may still be asked.
@@ -73,33 +101,47 @@ pub(super) struct Budget {
     last: Option<Asked>,
     forced: Option<Moment>,
     spacing: Option<Duration>,
+    pub(super) role: Role,
 }
 
 #[derive(Debug)]
 struct Asked {
     at: Moment,
     value: Fingerprint,
-    refused: bool,
+    outcome: Outcome,
+}
+
+/// What came of a refresh, as far as it decides when another one makes sense.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Outcome {
+    /// It ran, or is still running.
+    Done,
+    /// The value cannot be refreshed.
+    Refused,
+    /// The control plane or the provider was out of order.
+    Failed,
 }
 
 /// SHA-256 of a credential's secret value.
 pub(super) type Fingerprint = [u8; 32];
 
 impl Budget {
-    /// Whether the credential with this value may be refreshed because it expires.
+    /// Whether the credential with this value may be refreshed because it expires, or is no longer usable.
     pub(super) fn allows_renewal(
         &self,
         value: &Fingerprint,
+        usable: bool,
         now: Moment,
         settings: &RefreshSettings,
     ) -> bool {
         let Some(asked) = self.last.as_ref().filter(|asked| asked.value == *value) else {
             return true;
         };
-        let pause = if asked.refused {
-            settings.forced
-        } else {
-            settings.again
+        let pause = match asked.outcome {
+            Outcome::Refused => settings.forced,
+            // Once it has expired, the pause of the outage is the only one.
+            Outcome::Failed if !usable => return true,
+            Outcome::Failed | Outcome::Done => settings.again,
         };
         now >= asked.at + pause
     }
@@ -134,14 +176,23 @@ impl Budget {
         self.last = Some(Asked {
             at: now,
             value,
-            refused: false,
+            outcome: Outcome::Done,
         });
     }
 
     /// The control plane says that this value cannot be refreshed.
     pub(super) fn refused(&mut self) {
+        self.ended(Outcome::Refused);
+    }
+
+    /// The refresh failed for a reason that may pass.
+    pub(super) fn failed(&mut self) {
+        self.ended(Outcome::Failed);
+    }
+
+    fn ended(&mut self, outcome: Outcome) {
         if let Some(asked) = &mut self.last {
-            asked.refused = true;
+            asked.outcome = outcome;
         }
     }
 }
@@ -181,10 +232,13 @@ mod tests {
             let settings = RefreshSettings { seed, ..settings() };
             let now = Moment::now();
             let until = now + life;
-            let at = settings.first(connection, now, until);
-            prop_assert_eq!(at, settings.first(connection, now, until));
+            let at = settings.first(connection, Role::Unknown, now, until);
             let window = settings.ahead.min(life / 5);
             prop_assert!(at >= until - window && at <= until - window / 5);
+            let leads = settings.first(connection, Role::Leads, now, until);
+            let follows = settings.first(connection, Role::Follows, now, until);
+            prop_assert!(at >= leads || at <= follows);
+            prop_assert!(leads >= until - window && leads + window / 3 < follows && follows <= until - window / 5);
         }
     }
 
@@ -194,7 +248,9 @@ mod tests {
         let places: std::collections::HashSet<_> = (0..100)
             .map(|seed| {
                 let settings = RefreshSettings { seed, ..settings() };
-                settings.first(7, now, now + 60 * MINUTE).millis()
+                settings
+                    .first(7, Role::Unknown, now, now + 60 * MINUTE)
+                    .millis()
             })
             .collect();
         assert!(places.len() > 95, "{}", places.len());
@@ -210,11 +266,21 @@ mod tests {
     #[test]
     fn a_value_is_refreshed_for_its_expiry_every_thirty_seconds_and_a_new_one_at_once() {
         let (mut budget, now) = (Budget::default(), Moment::now());
-        assert!(budget.allows_renewal(&VALUE, now, &settings()));
+        assert!(budget.allows_renewal(&VALUE, false, now, &settings()));
         budget.ask(VALUE, false, now, &settings());
-        assert!(!budget.allows_renewal(&VALUE, now + MINUTE / 3, &settings()));
-        assert!(budget.allows_renewal(&VALUE, now + MINUTE / 2, &settings()));
-        assert!(budget.allows_renewal(&[2; 32], now, &settings()));
+        assert!(!budget.allows_renewal(&VALUE, false, now + MINUTE / 3, &settings()));
+        assert!(budget.allows_renewal(&VALUE, false, now + MINUTE / 2, &settings()));
+        assert!(budget.allows_renewal(&[2; 32], false, now, &settings()));
+    }
+
+    #[test]
+    fn a_failed_refresh_of_an_expired_value_is_repeated_when_the_outage_allows_it() {
+        let (mut budget, now) = (Budget::default(), Moment::now());
+        budget.ask(VALUE, false, now, &settings());
+        budget.failed();
+        assert!(budget.allows_renewal(&VALUE, false, now, &settings()));
+        assert!(!budget.allows_renewal(&VALUE, true, now + MINUTE / 3, &settings()));
+        assert!(budget.allows_renewal(&VALUE, true, now + MINUTE / 2, &settings()));
     }
 
     #[test]
@@ -222,9 +288,9 @@ mod tests {
         let (mut budget, now) = (Budget::default(), Moment::now());
         budget.ask(VALUE, false, now, &settings());
         budget.refused();
-        assert!(!budget.allows_renewal(&VALUE, now + 4 * MINUTE, &settings()));
-        assert!(budget.allows_renewal(&[2; 32], now, &settings()));
-        assert!(budget.allows_renewal(&VALUE, now + 5 * MINUTE, &settings()));
+        assert!(!budget.allows_renewal(&VALUE, false, now + 4 * MINUTE, &settings()));
+        assert!(budget.allows_renewal(&[2; 32], false, now, &settings()));
+        assert!(budget.allows_renewal(&VALUE, false, now + 5 * MINUTE, &settings()));
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub fn resolve(parts: &Parts, routes: &RouteSet, tenants: &Tenants) -> Result<Ta
             path_and_query,
             addressing: Addressing::Headers,
         }
-    } else if let Some((scheme, host, port)) = foreign_authority(parts) {
+    } else if let Some((scheme, host, port)) = foreign_authority(parts)? {
         let route = by_host(routes, host, port, path_and_query.path())?;
         Found {
             route,
@@ -220,18 +220,24 @@ fn via(path: &str) -> Result<Option<Via<'_>>, ProxyError> {
 
 /// The authority of an absolute-form target. Over HTTP/2 every target has one, so there only a host that is
 /// not the sidecar's own counts.
-fn foreign_authority(parts: &Parts) -> Option<(&str, &str, u16)> {
-    let scheme = parts.uri.scheme_str()?;
-    let host = parts.uri.host()?;
+fn foreign_authority(parts: &Parts) -> Result<Option<(&str, &str, u16)>, ProxyError> {
+    let (Some(scheme), Some(host)) = (parts.uri.scheme_str(), parts.uri.host()) else {
+        return Ok(None);
+    };
     if parts.version == Version::HTTP_2 && is_loopback_name(host) {
-        return None;
+        return Ok(None);
     }
-    let port = parts.uri.port_u16().or(match scheme {
-        "http" => Some(80),
-        "https" => Some(443),
-        _ => None,
-    })?;
-    Some((scheme, host, port))
+    let default_port = match scheme {
+        "http" => 80,
+        "https" => 443,
+        _ => {
+            return Err(bad_request(
+                "the scheme of the target is neither http nor https",
+            ));
+        }
+    };
+    let port = parts.uri.port_u16().unwrap_or(default_port);
+    Ok(Some((scheme, host, port)))
 }
 
 fn by_provider<'a>(routes: &'a RouteSet, provider: &str) -> Result<&'a Arc<Route>, ProxyError> {
@@ -467,6 +473,31 @@ mod tests {
             assert_eq!(found.as_str(), expected, "{target}");
         }
         assert!(path_and_query(&parts(http::Request::options("*"))).is_err());
+    }
+
+    #[test]
+    fn an_absolute_target_is_http_or_https() {
+        let authority = |target| {
+            let parts = parts(http::Request::get(target));
+            foreign_authority(&parts)
+                .map(|found| found.map(|(scheme, host, port)| format!("{scheme} {host} {port}")))
+                .map_err(|error| error.code)
+        };
+        for (target, expected) in [
+            ("/x", None),
+            ("http://h.example/x", Some("http h.example 80")),
+            ("HTTPS://h.example/x", Some("https h.example 443")),
+            ("https://h.example:80/x", Some("https h.example 80")),
+        ] {
+            assert_eq!(
+                authority(target),
+                Ok(expected.map(str::to_owned)),
+                "{target}"
+            );
+        }
+        for target in ["ftp://h.example:80/x", "ws://h.example:443/x"] {
+            assert_eq!(authority(target), Err(Code::BadRequest), "{target}");
+        }
     }
 
     #[test]

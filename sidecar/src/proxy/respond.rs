@@ -10,6 +10,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::header::CONNECTION;
+use http::response::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Response};
 use http_body::Body;
@@ -30,9 +31,11 @@ use super::scrub::Scrubber;
 use super::streams::{Owner, Streams};
 use crate::credential::Credential;
 use crate::error::{Code, ProxyError, REQUEST_ID, is_grpc};
-use crate::record::Record;
+use crate::record::{Record, chain};
 use crate::routes::Route;
 use crate::upstream::UpstreamBody;
+
+const CLOSE: HeaderValue = HeaderValue::from_static("close");
 
 /// The upstream's answer and what is needed to give it back.
 pub struct Answer {
@@ -92,7 +95,6 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
     let rules = &route.compiled.response;
     let (mut parts, body) = response.into_parts();
     record.status(parts.status);
-    strip(&mut parts.headers, rules, &credential);
     let injected: Vec<&str> = credential
         .sets_query()
         .iter()
@@ -106,22 +108,14 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
         path: sent.path(),
         injected_query: &injected,
     };
-    let addressing = match &addressing {
-        Addressing::Headers => links::Addressing::Headers,
-        Addressing::Prefix(prefix) => links::Addressing::Prefix(prefix),
-        Addressing::Absolute(scheme) => links::Addressing::Absolute { scheme },
-    };
-    readdress(&mut parts.headers, rules, &sent, addressing);
-    let scrubber = scrubber(rules, &credential);
-    if let Some(scrubber) = scrubber {
-        let hits = scrub_headers(&mut parts.headers, scrubber)
-            + scrub_reason(&mut parts.extensions, scrubber);
-        record.scrubbed(hits);
-        if hits > 0 && rules.scrub == Scrub::Block {
-            return refuse(&BodyError::Blocked, record, &parts.headers, closes);
-        }
+    let addressing = links::Addressing::from(&addressing);
+    let hits = clean(&mut parts, rules, &credential, &sent, addressing);
+    record.scrubbed(hits);
+    if hits > 0 && rules.scrub == Scrub::Block {
+        return refuse(&BodyError::Blocked, record, &parts.headers, closes);
     }
     let links = || LinkStream::new(&sent, addressing);
+    let scrubber = scrubber(rules, &credential);
     let content = match Content::of(&mut parts, body.is_end_stream(), rules, scrubber, links) {
         Ok(content) => content,
         Err(error) => return refuse(&error.into(), record, &parts.headers, closes),
@@ -143,15 +137,35 @@ pub fn respond(answer: Answer, mut record: Record) -> Response<AgentBody> {
     if download.is_altered() {
         remove_validators(&mut parts.headers);
     }
-    finish_head(&mut parts.headers, download.request_id(), closes);
+    if closes {
+        parts.headers.insert(CONNECTION, CLOSE);
+    }
+    let request_id = download.request_id().clone();
+    parts.headers.insert(REQUEST_ID, request_id);
     Response::from_parts(parts, AgentBody::Stream(Box::new(download)))
 }
 
-fn finish_head(headers: &mut HeaderMap, request_id: &HeaderValue, closes: bool) {
-    if closes {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+/// Leaves of the head what may reach the agent, and says how many credentials were found in it.
+fn clean(
+    parts: &mut Parts,
+    rules: &ResponseRules,
+    credential: &Credential,
+    sent: &Sent<'_>,
+    addressing: links::Addressing<'_>,
+) -> u64 {
+    strip(&mut parts.headers, rules, credential);
+    match rules.rewrite_links {
+        RewriteLinks::Headers | RewriteLinks::Body => {
+            links::rewrite(&mut parts.headers, sent, addressing, &rules.link_headers);
+        }
+        RewriteLinks::Off => {}
     }
-    headers.insert(REQUEST_ID, request_id.clone());
+    if rules.pass_cookies {
+        cookies::rewrite(&mut parts.headers, sent, addressing);
+    }
+    scrubber(rules, credential).map_or(0, |scrubber| {
+        scrub_headers(&mut parts.headers, scrubber) + scrub_reason(&mut parts.extensions, scrubber)
+    })
 }
 
 /// Our own answer in place of one that must not be passed on, whose `headers` tell a gRPC caller from others.
@@ -176,13 +190,11 @@ fn refuse(
         | BodyError::Removed
         | BodyError::Deadline => "the upstream's answer broke off".into(),
     };
-    let error = ProxyError::new(Code::UpstreamUnreachable, detail).internal(reason);
+    let error = ProxyError::new(Code::UpstreamUnreachable, detail).internal(chain(reason));
     record.failed(&error);
     let mut response = error.response(record.request_id(), is_grpc(headers));
     if closes {
-        response
-            .headers_mut()
-            .insert(CONNECTION, HeaderValue::from_static("close"));
+        response.headers_mut().insert(CONNECTION, CLOSE);
     }
     response
         .map(|body| AgentBody::Full(Some(body).filter(|body| !body.is_empty()), Box::new(record)))
@@ -195,20 +207,12 @@ fn scrubber<'a>(rules: &ResponseRules, credential: &'a Credential) -> Option<&'a
     }
 }
 
-/// Turns what the head says of the upstream's URLs into what the caller can follow.
-fn readdress(
-    headers: &mut HeaderMap,
-    rules: &ResponseRules,
-    sent: &Sent<'_>,
-    addressing: links::Addressing<'_>,
-) {
-    match rules.rewrite_links {
-        RewriteLinks::Headers | RewriteLinks::Body => {
-            links::rewrite(headers, sent, addressing, &rules.link_headers);
+impl<'a> From<&'a Addressing> for links::Addressing<'a> {
+    fn from(addressing: &'a Addressing) -> Self {
+        match addressing {
+            Addressing::Headers => Self::Headers,
+            Addressing::Prefix(prefix) => Self::Prefix(prefix),
+            Addressing::Absolute(scheme) => Self::Absolute { scheme },
         }
-        RewriteLinks::Off => {}
-    }
-    if rules.pass_cookies {
-        cookies::rewrite(headers, sent, addressing);
     }
 }

@@ -26,17 +26,15 @@ pub enum AddressError {
 /// Judges `addr`, a literal of the route or an answer of the resolver. `own` are the listeners of this process: their
 /// ports are refused on every loopback and unspecified address, and on the listener's own.
 ///
-/// IPv4 addresses embedded in IPv6 ones (IPv4-mapped and -compatible, NAT64 of RFC 6052 and RFC 8215, 6to4 of
-/// RFC 3056) are judged as the IPv4 addresses they lead to.
+/// IPv4 addresses embedded in IPv6 ones (IPv4-mapped, -compatible and -translated, NAT64 of RFC 6052 and RFC 8215,
+/// 6to4 of RFC 3056) are judged as the IPv4 addresses they lead to.
 pub fn judge(
     addr: SocketAddr,
     allow_private: bool,
     own: &[SocketAddr],
 ) -> Result<(), AddressError> {
-    let ip = addr.ip().to_canonical();
-    let embedded = embedded(ip).into_iter().flatten().map(IpAddr::V4);
-    let mut private = local_nat64(ip);
-    for ip in std::iter::once(ip).chain(embedded) {
+    let mut private = local_nat64(addr.ip());
+    for ip in readings(addr.ip()) {
         if is_metadata(ip) {
             return Err(AddressError::Metadata);
         }
@@ -52,6 +50,13 @@ pub fn judge(
         return Err(AddressError::Private);
     }
     Ok(())
+}
+
+/// The address itself, IPv4 where it is IPv4-mapped, and the IPv4 addresses it leads to.
+pub(super) fn readings(ip: IpAddr) -> impl Iterator<Item = IpAddr> {
+    let ip = ip.to_canonical();
+    let embedded = embedded(ip).into_iter().flatten().map(IpAddr::V4);
+    std::iter::once(ip).chain(embedded)
 }
 
 /// True for addresses that only mean something on this host or network.
@@ -104,7 +109,7 @@ fn embedded(ip: IpAddr) -> [Option<Ipv4Addr>; 2] {
     let at = |positions: [usize; 4]| Some(Ipv4Addr::from(positions.map(|i| bytes[i])));
     let last = at([12, 13, 14, 15]);
     match ip.segments() {
-        [0x64, 0xff9b, 0, 0, 0, 0, _, _] => [last, None],
+        [0x64, 0xff9b, 0, 0, 0, 0, _, _] | [0, 0, 0, 0, 0xffff, 0, _, _] => [last, None],
         [0x64, 0xff9b, 1, ..] => [last, at([6, 7, 9, 10])],
         [0x2002, ..] => [at([2, 3, 4, 5]), None],
         // `::` and `::1` are addresses of their own.
@@ -149,6 +154,7 @@ pub(super) mod tests {
         "::ffff:0.0.0.0",
         "::127.0.0.1",
         "::10.0.0.1",
+        "::ffff:0:127.0.0.1",
         "64:ff9b::127.0.0.1",
         "64:ff9b::192.168.0.1",
         "64:ff9b::100.64.0.1",
@@ -170,6 +176,7 @@ pub(super) mod tests {
         "fd20:ce::254",
         "::ffff:169.254.169.254",
         "::169.254.169.254",
+        "::ffff:0:169.254.169.254",
         "64:ff9b::169.254.169.254",
         "64:ff9b:1::169.254.169.254",
         "64:ff9b:1:a9fe:a9:fe00::",

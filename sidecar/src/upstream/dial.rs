@@ -10,7 +10,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use super::Settings;
-use super::address::{AddressError, is_private, judge};
+use super::address::{AddressError, is_private, judge, readings};
 use super::egress::EgressError;
 use super::error::ConnectError;
 use super::socket::Socket;
@@ -121,20 +121,21 @@ async fn judge_here(
     settings: &Settings,
 ) -> Result<(), ConnectError> {
     judge(addr, allow_private, &settings.own_listeners).map_err(ConnectError::Refused)?;
-    let listens_everywhere =
-        |own: &SocketAddr| own.port() == addr.port() && own.ip().is_unspecified();
-    if settings.own_listeners.iter().any(listens_everywhere) && is_local(addr) {
-        return Err(ConnectError::Refused(AddressError::OwnListener));
+    let port = addr.port();
+    let listens_everywhere = |own: &SocketAddr| own.port() == port && own.ip().is_unspecified();
+    if settings.own_listeners.iter().any(listens_everywhere) {
+        let read = readings(addr.ip()).map(|ip| SocketAddr::new(ip, port));
+        // Itself as well: a link-local address says by its scope where it is.
+        if std::iter::once(addr).chain(read).any(is_local) {
+            return Err(ConnectError::Refused(AddressError::OwnListener));
+        }
     }
     // A public address says nothing about who is behind it: a content network answers for the control plane and for
     // upstreams on the same one. There the name, checked before, decides.
-    if is_private(addr.ip().to_canonical()) {
-        for (host, _) in settings.forbidden_at(addr.port()) {
-            let theirs = resolve(host, addr.port(), settings).await?;
-            if theirs
-                .iter()
-                .any(|a| a.ip().to_canonical() == addr.ip().to_canonical())
-            {
+    for ip in readings(addr.ip()).filter(|ip| is_private(*ip)) {
+        for (host, _) in settings.forbidden_at(port) {
+            let theirs = resolve(host, port, settings).await?;
+            if theirs.iter().any(|a| a.ip().to_canonical() == ip) {
                 return Err(ConnectError::Refused(AddressError::ControlPlane));
             }
         }
@@ -231,7 +232,7 @@ async fn open(addr: SocketAddr) -> io::Result<TcpStream> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, Ipv6Addr};
     use std::time::Instant;
 
     use tokio::net::TcpListener;
@@ -315,8 +316,16 @@ mod tests {
         if socket.connect("192.0.2.1:9").is_err() {
             return; // a host without a network has no other address
         }
-        let host = socket.local_addr().unwrap().ip();
-        for own in ["0.0.0.0:9901", "[::]:9901"] {
+        let IpAddr::V4(host) = socket.local_addr().unwrap().ip() else {
+            panic!("an IPv4 socket has an IPv4 address")
+        };
+        let [a, b, c, d] = host.octets().map(u16::from);
+        let translated = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, a << 8 | b, c << 8 | d);
+        let hosts = [host.into(), host.to_ipv6_mapped().into(), translated.into()];
+        for (own, host) in ["0.0.0.0:9901", "[::]:9901"]
+            .into_iter()
+            .flat_map(|own| hosts.map(|host: IpAddr| (own, host)))
+        {
             let settings = Settings {
                 own_listeners: addrs(&[own]),
                 ..Settings::default()

@@ -2,6 +2,7 @@
 
 mod connecting;
 mod egress;
+mod egress_failures;
 mod frames;
 mod http1;
 mod http2;

@@ -3,14 +3,26 @@
 use std::path::PathBuf;
 
 use crate::clients;
+use crate::fuzz;
 use crate::generate;
+use crate::soak;
 use crate::step::{cargo, command, run, step, succeeds, target};
+use crate::tool;
 
 const CARGO_DENY: &str = "0.20.2";
+/// How long each fuzz target runs.
+pub(crate) const FUZZ_SECONDS: u32 = 60;
+/// How long the soak runs.
+const SOAK_MINUTES: u64 = 1;
 
 /// Everything that must pass before a change lands.
 pub(crate) fn run_ci() -> anyhow::Result<()> {
-    step("format", || run(&mut cargo(&["fmt", "--all", "--check"])))?;
+    step("format", || {
+        run(&mut cargo(&["fmt", "--all", "--check"]))?;
+        // A workspace of its own.
+        let fuzz = ["fmt", "--manifest-path", "tests/fuzz/Cargo.toml", "--check"];
+        run(&mut cargo(&fuzz))
+    })?;
     step("generated files", || generate::run(true))?;
     step("clippy", || {
         let clippy = [
@@ -33,39 +45,37 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
         run(cargo(&doc).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     supply_chain()?;
-    test(&[])
+    test(&[])?;
+    soak::soak(SOAK_MINUTES, 1, Some(release()))?;
+    fuzz::fuzz(FUZZ_SECONDS, &[])
 }
 
 /// Installs the clients, builds the sidecar for release and runs every test against it.
 pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
     clients::install()?;
-    step("release build", || {
-        run(&mut cargo(&[
-            "build",
-            "--release",
-            "--package",
-            "nexus-sidecar",
-        ]))
-    })?;
+    build_release()?;
     step("tests", || {
         run(cargo(&["test", "--workspace"])
             .args(arguments)
-            .env("NEXUS_SIDECAR_BIN", target().join("release/nexus-sidecar")))
+            .env("NEXUS_SIDECAR_BIN", release()))
     })
+}
+
+/// The release build of the sidecar.
+pub(crate) fn release() -> PathBuf {
+    target().join("release/nexus-sidecar")
+}
+
+/// Makes it.
+pub(crate) fn build_release() -> anyhow::Result<()> {
+    let build = ["build", "--release", "--package", "nexus-sidecar"];
+    step("release build", || run(&mut cargo(&build)))
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool's output")]
 fn supply_chain() -> anyhow::Result<()> {
-    let tools = target().join("tools");
-    let deny = tools.join("bin/cargo-deny");
-    let installed = command(&deny, &["--version"]).output().is_ok_and(|o| {
-        String::from_utf8_lossy(&o.stdout)
-            .trim()
-            .ends_with(CARGO_DENY)
-    });
-    if !installed {
-        step("install cargo-deny", || install_deny(&tools))?;
-    }
+    // Its default features bring a second TLS stack; fetching the advisory database needs git only.
+    let deny = tool::installed("cargo-deny", CARGO_DENY, &["--no-default-features"])?;
     step("licences, bans and sources", || {
         run(&mut command(
             &deny,
@@ -80,14 +90,4 @@ fn supply_chain() -> anyhow::Result<()> {
             Ok(())
         }
     })
-}
-
-fn install_deny(tools: &PathBuf) -> anyhow::Result<()> {
-    // Its default features bring a second TLS stack; fetching the advisory database needs git only.
-    let install = ["install", "--locked", "cargo-deny", "--version", CARGO_DENY];
-    run(cargo(&install)
-        .args(["--no-default-features", "--force", "--root"])
-        .arg(tools)
-        .arg("--target-dir")
-        .arg(tools.join("build")))
 }

@@ -1,12 +1,14 @@
-//! The project's own commands: `cargo xtask test`, `cargo xtask ci`, `cargo xtask soak`, `cargo xtask generate`.
+//! The project's own commands: `cargo xtask test`, `cargo xtask ci` and what they are made of.
 //!
 //! A person and CI run the same ones. Each step says its name and how long it took.
 
 mod ci;
 mod clients;
+mod fuzz;
 mod generate;
 mod soak;
 mod step;
+mod tool;
 
 use std::path::PathBuf;
 
@@ -44,6 +46,14 @@ enum Task {
         #[arg(long)]
         binary: Option<PathBuf>,
     },
+    /// Runs the fuzz targets on copies of their corpora; what fails stays in `target/fuzz/artifacts`.
+    Fuzz {
+        /// How long each of them runs.
+        #[arg(long, default_value_t = ci::FUZZ_SECONDS, value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+        /// All if none is named.
+        targets: Vec<String>,
+    },
     /// Writes the files that are made from the types: CRDs and schemas.
     Generate {
         /// Only says whether they are up to date.
@@ -62,6 +72,7 @@ fn main() -> anyhow::Result<()> {
             seed,
             binary,
         } => soak::soak(minutes, seed, binary),
+        Task::Fuzz { seconds, targets } => fuzz::fuzz(seconds, &targets),
         Task::Generate { check } => generate::run(check),
     }
 }

@@ -2,22 +2,16 @@
 
 use std::path::PathBuf;
 
-use crate::step::{cargo, run, step, target};
+use crate::ci;
+use crate::step::{cargo, run, step};
 
 /// Builds the sidecar unless one is given, and runs the soak against it.
 pub(crate) fn soak(minutes: u64, seed: u64, binary: Option<PathBuf>) -> anyhow::Result<()> {
     let binary = match binary {
         Some(binary) => std::path::absolute(binary)?,
         None => {
-            step("release build", || {
-                run(&mut cargo(&[
-                    "build",
-                    "--release",
-                    "--package",
-                    "nexus-sidecar",
-                ]))
-            })?;
-            target().join("release/nexus-sidecar")
+            ci::build_release()?;
+            ci::release()
         }
     };
     let (minutes, seed) = (minutes.to_string(), seed.to_string());

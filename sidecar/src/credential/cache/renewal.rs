@@ -15,7 +15,7 @@ use super::slot::Slot;
 use super::{CredentialCache, Source};
 use crate::credential::Credential;
 use crate::credential::clock::{Moment, Now};
-use crate::credential::refresh::{Budget, Fingerprint};
+use crate::credential::refresh::{Budget, Fingerprint, Role};
 use crate::credential::status::FetchError;
 use crate::error::ProxyError;
 use crate::metrics::ControlCall;
@@ -75,14 +75,15 @@ impl<S: Source> CredentialCache<S> {
 
         let mut read = self.read(slot, strategy).await?;
         let Some(wanted) = self.wanted(slot, &read, cause) else {
-            return Ok(read);
+            return Ok(self.found(slot, read));
         };
         if !wanted.planned {
-            tokio::time::sleep(self.settings.refresh.pause()).await;
+            let role = wanted.gate.budget(|budget| budget.role);
+            tokio::time::sleep(self.settings.refresh.pause(role)).await;
             read = self.read(slot, strategy).await?;
         }
         let Some(wanted) = self.wanted(slot, &read, cause) else {
-            return Ok(read);
+            return Ok(self.found(slot, read));
         };
         let refreshed = self.refresh(&wanted).await;
         let read = self.read(slot, strategy).await?;
@@ -92,6 +93,21 @@ impl<S: Source> CredentialCache<S> {
             }
             Ok(()) | Err(_) => Ok(read),
         }
+    }
+
+    /// What was read without a refresh. Where one was due, another process has seen to it.
+    fn found(&self, slot: &Slot, read: Credential) -> Credential {
+        let renewed = slot.current().is_some_and(|held| {
+            held.is_due(Moment::now()) && read.expires_at() > held.credential.expires_at()
+        });
+        if let Some(side) = read.refreshes()
+            && renewed
+        {
+            slot.gates
+                .of(side)
+                .budget(|budget| budget.role = Role::Follows);
+        }
+        read
     }
 
     /// The refresh that would help, if there is one and it may be asked for.
@@ -109,7 +125,8 @@ impl<S: Source> CredentialCache<S> {
             .as_ref()
             .is_some_and(|held| held.is_due(now.moment) && not_moved(&held.credential));
         if !usable || due {
-            let allowed = gate.budget(|budget| budget.allows_renewal(&value, now.moment, rules));
+            let allowed =
+                gate.budget(|budget| budget.allows_renewal(&value, usable, now.moment, rules));
             return allowed.then_some(Wanted {
                 gate,
                 value,
@@ -154,12 +171,15 @@ impl<S: Source> CredentialCache<S> {
         let connection = gate.id;
         match &result {
             Ok(()) => {
+                gate.budget(|budget| budget.role = Role::Leads);
                 tracing::info!(%connection, forced, "the control plane refreshed a credential");
             }
             Err(error) => {
-                if error.denies_refresh() {
-                    gate.budget(Budget::refused);
-                }
+                gate.budget(if error.denies_refresh() {
+                    Budget::refused
+                } else {
+                    Budget::failed
+                });
                 tracing::warn!(%connection, forced, cause = %error, "the control plane did not refresh a credential");
             }
         }

@@ -193,8 +193,7 @@ impl Slot {
         if let Some(earlier) = &earlier {
             credential.keep_first_sight(&earlier.credential);
         }
-        let connection = self.gates.first.id.as_u128();
-        let held = Arc::new(Held::new(credential, earlier, connection, settings, now));
+        let held = Arc::new(Held::new(credential, earlier, &self.gates, settings, now));
         self.current.store(Some(Arc::clone(&held)));
         let moment = now.moment;
         if !held.is_usable(moment) {
@@ -311,7 +310,7 @@ impl Held {
     fn new(
         credential: Credential,
         earlier: Option<Arc<Self>>,
-        connection: u128,
+        gates: &Gates,
         settings: &CacheSettings,
         now: Now,
     ) -> Self {
@@ -319,7 +318,10 @@ impl Held {
         let mut usable_until = credential.usable_for(wall).map(|left| moment + left);
         let earlier = earlier.filter(|it| it.credential.has_same_value(&credential));
         let rules = &settings.refresh;
-        let mut refresh_at = usable_until.map(|until| rules.first(connection, moment, until));
+        let gate = gates.of(credential.refreshes().unwrap_or(Side::First));
+        let role = gate.budget(|budget| budget.role);
+        let first = |until| rules.first(gate.id.as_u128(), role, moment, until);
+        let mut refresh_at = usable_until.map(first);
         if let Some(earlier) = &earlier
             && credential.expires_at() <= earlier.credential.expires_at()
         {

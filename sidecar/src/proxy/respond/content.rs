@@ -1,4 +1,8 @@
 //! What is done to the content of an answer on its way to the agent.
+//!
+//! Text is searched and its links are rewritten; compressed text is searched in a decoded copy. What passes unsearched:
+//! content of other types (gRPC messages and images among them), what an unknown coding makes of a text (its bytes
+//! are searched as they are), and with `scrub: Redact` a range of a compressed text, which cannot be decoded by itself.
 
 use std::sync::Arc;
 
@@ -119,7 +123,7 @@ impl Content {
             Self::Untouched => true,
             Self::Text(text) => {
                 text.links.as_ref().is_none_or(|links| links.held() == 0)
-                    && text.scrub.as_ref().is_none_or(|scrub| scrub.held() == 0)
+                    && !text.scrub.as_ref().is_some_and(ScrubStream::holds_bytes)
             }
             // Where its end is missing, what there is of it is held back.
             Self::Encoded(scan) => scan.held() == 0,

@@ -47,6 +47,9 @@ pub enum DecodeError {
     /// It would take too much memory to decode.
     #[error("the compressed body needs a decoding window of more than 8 MiB")]
     Window,
+    /// There is no memory for a decoder.
+    #[error("there is no memory to decode the body")]
+    Memory,
     /// It goes on without decoding to anything.
     #[error("the compressed body holds back what it decodes to for more than 1 MiB")]
     Stalled,
@@ -122,7 +125,7 @@ impl DecodedScan {
             .map(|kind| {
                 Coding::new(*kind)
                     .map(|coding| Stage { coding, decoded: 0 })
-                    .ok_or(DecodeError::Window)
+                    .ok_or(DecodeError::Memory)
             })
             .collect::<Result<_, _>>()?;
         Ok(Self {
@@ -140,7 +143,8 @@ impl DecodedScan {
         self.taken += piece.len() as u64;
         let limit = FREE_EXPANSION.max(self.taken.saturating_mul(MAX_EXPANSION));
         feed(&mut self.stages, &piece, limit, &mut self.scan)?;
-        let waits = self.scan.held() > 0 || self.stages.iter().any(|stage| stage.coding.is_open());
+        let waits =
+            self.scan.holds_bytes() || self.stages.iter().any(|stage| stage.coding.is_open());
         if !waits && self.held.is_empty() {
             return Ok(piece);
         }

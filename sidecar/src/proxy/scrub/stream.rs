@@ -75,6 +75,11 @@ impl ScrubStream {
         rest
     }
 
+    /// True if bytes are held back that [`finish`](Self::finish) will return.
+    pub fn holds_bytes(&self) -> bool {
+        self.held() > 0
+    }
+
     /// How many bytes are held back that a later [`push`](Self::push) or [`finish`](Self::finish) will return.
     pub fn held(&self) -> usize {
         self.open.len() - self.released

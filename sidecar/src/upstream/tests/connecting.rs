@@ -145,6 +145,11 @@ async fn own_listeners_and_the_control_plane_are_never_connected_to() {
             "localhost",
             Code::UpstreamRefusedAddress,
         ),
+        (
+            control_plane("127.0.0.1"),
+            "64:ff9b::7f00:1",
+            Code::UpstreamRefusedAddress,
+        ),
     ] {
         let target = Upstream {
             host: host.into(),

@@ -3,7 +3,6 @@
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use nexus_crds::matcher::Upstream;
 use nexus_crds::matcher::UpstreamProtocol::{Auto, H2c, Http2};
@@ -14,8 +13,8 @@ use super::names::{ips, scripted};
 use super::over_tls::{Authority, over_tls};
 use super::support::*;
 use crate::error::{Code, ProxyError};
+use crate::upstream::Settings;
 use crate::upstream::egress::EgressProxy;
-use crate::upstream::{SendError, Settings};
 
 /// A public address that nobody here connects to: only the proxy is asked for it.
 pub(super) const PUBLIC: &str = "93.184.216.34";
@@ -43,6 +42,7 @@ pub(super) async fn proxy(target: SocketAddr, answer: &'static str) -> (Server, 
     (server, asked)
 }
 
+/// Settings with the proxy, the list of exceptions and the credentials' file.
 pub(super) fn through(proxy: SocketAddr, bypass: &str, credentials: Option<&Path>) -> Settings {
     let entries = [bypass.to_owned()];
     let url = format!("http://{proxy}");
@@ -53,7 +53,8 @@ pub(super) fn through(proxy: SocketAddr, bypass: &str, credentials: Option<&Path
     }
 }
 
-fn public(port: u16) -> Upstream {
+/// A route to a name that may only lead to public addresses.
+pub(super) fn public(port: u16) -> Upstream {
     Upstream {
         host: "api.example".into(),
         port,
@@ -193,162 +194,6 @@ async fn an_address_that_the_proxy_hangs_at_gets_company() {
 }
 
 #[tokio::test]
-async fn credentials_are_read_for_every_connection_and_only_the_proxy_gets_them() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "user:one\n").unwrap();
-    let server = raw(|_, mut stream| async move {
-        let head = read_head(&mut stream).await;
-        let answer = format!(
-            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{head}",
-            head.len()
-        );
-        stream.write_all(answer.as_bytes()).await.unwrap();
-    })
-    .await;
-    let (proxy, asked) = proxy(server.addr, OK).await;
-    let settings = through(proxy.addr, "", Some(file.path()));
-    let client = client_with(settings, &upstream(server.addr, Auto));
-    let first = client.text().await;
-    std::fs::write(file.path(), "user:two").unwrap();
-    let second = client.text().await;
-    assert!(
-        !(first + &second)
-            .to_ascii_lowercase()
-            .contains("proxy-auth")
-    );
-    let heads = asked.lock().unwrap().clone();
-    // `user:one` and `user:two` in base64.
-    assert!(
-        heads[0].contains("\r\nproxy-authorization: Basic dXNlcjpvbmU=\r\n"),
-        "{}",
-        heads[0]
-    );
-    assert!(
-        heads[1].contains("\r\nproxy-authorization: Basic dXNlcjp0d28=\r\n"),
-        "{}",
-        heads[1]
-    );
-
-    std::fs::write(file.path(), "").unwrap();
-    let failed = ProxyError::from(client.get().await.unwrap_err());
-    assert_eq!(failed.code, Code::UpstreamUnreachable);
-    assert_eq!(
-        failed.detail,
-        "the sidecar's file of --egress-proxy-credentials cannot be used"
-    );
-    let path = file.path().display().to_string();
-    assert!(failed.internal.unwrap().contains(&path));
-}
-
-#[tokio::test]
-async fn refusals_are_told_apart() {
-    for (answer, detail) in [
-        (
-            "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n",
-            "the egress proxy demands a user name and password (407): the sidecar needs --egress-proxy-credentials",
-        ),
-        (
-            "HTTP/1.1 403 Forbidden\r\ncontent-length: 100\r\n\r\n",
-            "the egress proxy answered CONNECT with 403 Forbidden",
-        ),
-        (
-            "HTTP/1.0 504 Gateway Timeout\r\n\r\n",
-            "the egress proxy answered CONNECT with 504 Gateway Timeout",
-        ),
-        (
-            "HTTP/1.1 302 Found\r\nlocation: http://elsewhere.example/\r\n\r\n",
-            "the egress proxy answered CONNECT with 302 Found",
-        ),
-        (
-            "SSH-2.0-OpenSSH_9.2\r\n\r\n",
-            "the egress proxy's answer to CONNECT is malformed or its head too large",
-        ),
-        (
-            "",
-            "the egress proxy closed the connection before it answered CONNECT",
-        ),
-        (
-            "HTTP/1.1 200 Con",
-            "the egress proxy closed the connection before it answered CONNECT",
-        ),
-    ] {
-        let (proxy, _) = proxy("127.0.0.1:1".parse().unwrap(), answer).await;
-        let target = upstream("127.0.0.1:1".parse().unwrap(), Auto);
-        let client = client_with(through(proxy.addr, "", None), &target);
-        let failed = client.get().await.unwrap_err();
-        assert_eq!(failed.code(), Code::UpstreamUnreachable, "{answer:?}");
-        assert_eq!(failed.detail(), detail, "{answer:?}");
-        assert!(failed.nothing_sent());
-    }
-}
-
-#[tokio::test]
-async fn refused_credentials_are_told_without_them_and_not_tried_at_every_address() {
-    let file = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(file.path(), "user:hunter2").unwrap();
-    let answer = "HTTP/1.1 407 Proxy Authentication Required\r\n\r\n";
-    let (proxy, _) = proxy("127.0.0.1:1".parse().unwrap(), answer).await;
-    let settings = Settings {
-        resolver: scripted(|_| ips(&["1.0.0.1", "1.0.0.2"])),
-        ..through(proxy.addr, "", Some(file.path()))
-    };
-    let failed = client_with(settings, &public(80)).get().await.unwrap_err();
-    let shown = format!("{failed:?}");
-    let failed = ProxyError::from(failed);
-    assert_eq!(
-        failed.detail,
-        "the egress proxy does not accept the user name and password of --egress-proxy-credentials (407)"
-    );
-    for secret in ["hunter2", "dXNlcjpodW50ZXIy"] {
-        assert!(!shown.contains(secret), "{shown}");
-        assert!(!format!("{failed:?}").contains(secret), "{failed:?}");
-    }
-    assert_eq!(proxy.accepted(), 1);
-}
-
-#[tokio::test]
-async fn an_answer_without_end_is_cut_off() {
-    let proxy = raw(|_, mut stream| async move {
-        answer_raw(&mut stream, b"HTTP/1.1 200 OK\r\na: ").await;
-        while stream.write_all(&[b'a'; 1024]).await.is_ok() {}
-    })
-    .await;
-    let target = upstream("127.0.0.1:1".parse().unwrap(), Auto);
-    let client = client_with(through(proxy.addr, "", None), &target);
-    let failed = client.get().await.unwrap_err();
-    assert_eq!(
-        failed.detail(),
-        "the egress proxy's answer to CONNECT is malformed or its head too large"
-    );
-}
-
-#[tokio::test]
-async fn a_silent_or_trickling_proxy_runs_into_the_connect_timeout() {
-    for trickle in [false, true] {
-        let proxy = raw(move |_, mut stream| async move {
-            read_head(&mut stream).await;
-            let head = "HTTP/1.1 200 OK\r\n"
-                .bytes()
-                .chain("a: b\r\n".bytes().cycle());
-            for byte in head {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                if trickle && stream.write_all(&[byte]).await.is_err() {
-                    return;
-                }
-            }
-        })
-        .await;
-        let target = upstream("127.0.0.1:1".parse().unwrap(), Auto);
-        let client = client_with(through(proxy.addr, "", None), &target);
-        let limit = Duration::from_millis(200);
-        let started = Instant::now();
-        let sent = client.pool.send(request("GET", empty()), limit).await;
-        assert_eq!(sent.unwrap_err().code(), Code::UpstreamTimeout);
-        assert!(started.elapsed() >= limit);
-    }
-}
-
-#[tokio::test]
 async fn what_comes_with_the_proxys_answer_is_the_upstreams() {
     // An HTTP/2 server may speak first, and the proxy may send that along.
     let answer = "HTTP/1.1 200 OK\r\nvia: proxy\r\n\r\n";
@@ -410,65 +255,6 @@ async fn listed_upstreams_are_connected_to_directly() {
 }
 
 #[tokio::test]
-async fn the_proxy_may_be_private_but_neither_a_listener_of_ours_nor_the_control_plane() {
-    let (proxy, _) = proxy("127.0.0.1:1".parse().unwrap(), OK).await;
-    let port = proxy.addr.port();
-    let own = Settings {
-        own_listeners: vec![SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))],
-        ..through(proxy.addr, "", None)
-    };
-    let control_plane = |host: &str| Settings {
-        forbidden: vec![(host.to_owned(), port)],
-        ..through(proxy.addr, "", None)
-    };
-    for (settings, code, detail) in [
-        (
-            own,
-            Code::LoopDetected,
-            "the egress proxy is refused: the address is one the sidecar itself listens on",
-        ),
-        (
-            control_plane("127.0.0.1"),
-            Code::UpstreamUnreachable,
-            "the egress proxy is refused: the address is the control plane's, which is never an upstream",
-        ),
-        (
-            control_plane("localhost"),
-            Code::UpstreamUnreachable,
-            "the egress proxy is refused: the address is the control plane's, which is never an upstream",
-        ),
-    ] {
-        let settings = Settings {
-            resolver: scripted(|host| match host {
-                "localhost" => ips(&["127.0.0.1"]),
-                _ => ips(&[PUBLIC]),
-            }),
-            ..settings
-        };
-        let failed = client_with(settings, &public(443)).get().await.unwrap_err();
-        assert_eq!(failed.code(), code);
-        assert_eq!(failed.detail(), detail);
-    }
-    assert_eq!(proxy.accepted(), 0);
-}
-
-#[tokio::test]
-async fn a_proxy_that_is_gone_is_told_from_an_upstream_that_is() {
-    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .await
-        .unwrap();
-    let addr = listener.local_addr().unwrap();
-    drop(listener);
-    let client = client_with(through(addr, "", None), &upstream(addr, Auto));
-    let failed = client.get().await.unwrap_err();
-    assert!(matches!(failed, SendError::Connect(_)), "{failed:?}");
-    assert_eq!(
-        failed.detail(),
-        "the egress proxy cannot be connected to: connection refused"
-    );
-}
-
-#[tokio::test]
 async fn a_proxy_over_tls_is_trusted_by_its_own_ca_and_carries_the_upstreams_tls() {
     let (theirs, ours) = (Authority::new("proxy"), Authority::new("upstream"));
     let server = serve(ours.server("localhost", &["h2"], false), number).await;
@@ -513,4 +299,52 @@ async fn a_proxy_over_tls_is_trusted_by_its_own_ca_and_carries_the_upstreams_tls
         "the egress proxy's certificate is not valid: unknown issuer (for a private CA set --egress-proxy-ca)"
     );
     assert_eq!(server.accepted(), 1);
+}
+
+#[tokio::test]
+async fn credentials_are_read_for_every_connection_and_only_the_proxy_gets_them() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "user:one\n").unwrap();
+    let server = raw(|_, mut stream| async move {
+        let head = read_head(&mut stream).await;
+        let answer = format!(
+            "HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{head}",
+            head.len()
+        );
+        stream.write_all(answer.as_bytes()).await.unwrap();
+    })
+    .await;
+    let (proxy, asked) = proxy(server.addr, OK).await;
+    let settings = through(proxy.addr, "", Some(file.path()));
+    let client = client_with(settings, &upstream(server.addr, Auto));
+    let first = client.text().await;
+    std::fs::write(file.path(), "user:two").unwrap();
+    let second = client.text().await;
+    assert!(
+        !(first + &second)
+            .to_ascii_lowercase()
+            .contains("proxy-auth")
+    );
+    let heads = asked.lock().unwrap().clone();
+    // `user:one` and `user:two` in base64.
+    assert!(
+        heads[0].contains("\r\nproxy-authorization: Basic dXNlcjpvbmU=\r\n"),
+        "{}",
+        heads[0]
+    );
+    assert!(
+        heads[1].contains("\r\nproxy-authorization: Basic dXNlcjp0d28=\r\n"),
+        "{}",
+        heads[1]
+    );
+
+    std::fs::write(file.path(), "").unwrap();
+    let failed = ProxyError::from(client.get().await.unwrap_err());
+    assert_eq!(failed.code, Code::UpstreamUnreachable);
+    assert_eq!(
+        failed.detail,
+        "the sidecar's file of --egress-proxy-credentials cannot be used"
+    );
+    let path = file.path().display().to_string();
+    assert!(failed.internal.unwrap().contains(&path));
 }
