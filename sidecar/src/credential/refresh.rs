@@ -118,8 +118,10 @@ enum Outcome {
     Done,
     /// The value cannot be refreshed.
     Refused,
-    /// The control plane or the provider was out of order.
+    /// The control plane or the provider was out of order, and said so.
     Failed,
+    /// No answer came: it may have run, or may still be running.
+    Lost,
 }
 
 /// SHA-256 of a credential's secret value.
@@ -141,9 +143,22 @@ impl Budget {
             Outcome::Refused => settings.forced,
             // Once it has expired, the pause of the outage is the only one.
             Outcome::Failed if !usable => return true,
-            Outcome::Failed | Outcome::Done => settings.again,
+            Outcome::Failed | Outcome::Lost | Outcome::Done => settings.again,
         };
         now >= asked.at + pause
+    }
+
+    /// How long it has to be waited for what an unanswered refresh of this value may still bring.
+    pub(super) fn awaits(
+        &self,
+        value: &Fingerprint,
+        now: Moment,
+        settings: &RefreshSettings,
+    ) -> Option<Duration> {
+        let asked = self.last.as_ref()?;
+        let left = (asked.at + settings.again).since(now);
+        let awaits = asked.outcome == Outcome::Lost && asked.value == *value && !left.is_zero();
+        awaits.then_some(left)
     }
 
     /// Whether it may be refreshed because it was rejected.
@@ -188,6 +203,11 @@ impl Budget {
     /// The refresh failed for a reason that may pass.
     pub(super) fn failed(&mut self) {
         self.ended(Outcome::Failed);
+    }
+
+    /// The refresh was not answered.
+    pub(super) fn lost(&mut self) {
+        self.ended(Outcome::Lost);
     }
 
     fn ended(&mut self, outcome: Outcome) {
@@ -281,6 +301,21 @@ mod tests {
         assert!(budget.allows_renewal(&VALUE, false, now, &settings()));
         assert!(!budget.allows_renewal(&VALUE, true, now + MINUTE / 3, &settings()));
         assert!(budget.allows_renewal(&VALUE, true, now + MINUTE / 2, &settings()));
+    }
+
+    #[test]
+    fn a_refresh_that_was_not_answered_is_waited_for() {
+        let (mut budget, now) = (Budget::default(), Moment::now());
+        budget.ask(VALUE, false, now, &settings());
+        assert_eq!(budget.awaits(&VALUE, now, &settings()), None);
+        budget.lost();
+        let later = now + MINUTE / 3;
+        assert!(!budget.allows_renewal(&VALUE, false, later, &settings()));
+        assert_eq!(budget.awaits(&VALUE, later, &settings()), Some(MINUTE / 6));
+        assert_eq!(budget.awaits(&[2; 32], later, &settings()), None);
+        let over = now + MINUTE / 2;
+        assert!(budget.allows_renewal(&VALUE, false, over, &settings()));
+        assert_eq!(budget.awaits(&VALUE, over, &settings()), None);
     }
 
     #[test]

@@ -164,6 +164,16 @@ impl FetchError {
         }
     }
 
+    /// As the failure of a refresh: it may have run all the same, or still be running.
+    pub fn leaves_refresh_open(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::TimedOut | Self::TooLarge | Self::Abandoned => true,
+            // A gateway that has lost its broker.
+            Self::Answer(Answer { status, .. }) => *status == 504,
+            Self::Payload(_) | Self::Busy | Self::Local(_) => false,
+        }
+    }
+
     /// As the failure of a refresh, for the metrics.
     pub fn refresh_code(&self) -> Code {
         match self {

@@ -41,6 +41,8 @@ pub(super) enum Failure {
     Payload(ProxyError),
     /// The control plane is being left alone.
     Held(ProxyError),
+    /// A refresh that was not answered may still bring something.
+    Awaited(ProxyError),
 }
 
 /// A refresh that would help.
@@ -75,7 +77,7 @@ impl<S: Source> CredentialCache<S> {
 
         let mut read = self.read(slot, strategy).await?;
         let Some(wanted) = self.wanted(slot, &read, cause) else {
-            return Ok(self.found(slot, read));
+            return self.found(slot, read);
         };
         if !wanted.planned {
             let role = wanted.gate.budget(|budget| budget.role);
@@ -83,7 +85,7 @@ impl<S: Source> CredentialCache<S> {
             read = self.read(slot, strategy).await?;
         }
         let Some(wanted) = self.wanted(slot, &read, cause) else {
-            return Ok(self.found(slot, read));
+            return self.found(slot, read);
         };
         let refreshed = self.refresh(&wanted).await;
         let read = self.read(slot, strategy).await?;
@@ -100,19 +102,31 @@ impl<S: Source> CredentialCache<S> {
         }
     }
 
-    /// What was read without a refresh. Where one was due, another process has seen to it.
-    fn found(&self, slot: &Slot, read: Credential) -> Credential {
-        let renewed = slot.current().is_some_and(|held| {
-            held.is_due(Moment::now()) && read.expires_at() > held.credential.expires_at()
-        });
-        if let Some(side) = read.refreshes()
-            && renewed
-        {
-            slot.gates
-                .of(side)
-                .budget(|budget| budget.role = Role::Follows);
+    /// What was read without a refresh.
+    fn found(&self, slot: &Slot, read: Credential) -> Result<Credential, Failure> {
+        let Some(gate) = read.refreshes().map(|side| slot.gates.of(side)) else {
+            return Ok(read);
+        };
+        let now = Now::read();
+        if !read.is_usable(now.wall) {
+            let rules = &self.settings.refresh;
+            let left = fingerprint(&read)
+                .and_then(|value| gate.budget(|budget| budget.awaits(&value, now.moment, rules)));
+            return match left {
+                Some(left) => Err(Failure::Awaited(
+                    FetchError::TimedOut.proxy_error().retry_after(left),
+                )),
+                None => Ok(read),
+            };
         }
-        read
+        let renewed = slot.current().is_some_and(|held| {
+            held.is_due(now.moment) && read.expires_at() > held.credential.expires_at()
+        });
+        if renewed {
+            // Another process has seen to it.
+            gate.budget(|budget| budget.role = Role::Follows);
+        }
+        Ok(read)
     }
 
     /// The refresh that would help, if there is one and it may be asked for.
@@ -182,6 +196,8 @@ impl<S: Source> CredentialCache<S> {
             Err(error) => {
                 gate.budget(if error.denies_refresh() {
                     Budget::refused
+                } else if error.leaves_refresh_open() {
+                    Budget::lost
                 } else {
                     Budget::failed
                 });

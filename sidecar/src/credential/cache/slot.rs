@@ -235,6 +235,11 @@ impl Slot {
                 state.refused = Some(Refused::new(&error, until, true));
                 (error, until, true)
             }
+            Failure::Awaited(error) => {
+                let until = now.moment + settings.negative;
+                state.refused = Some(Refused::new(&error, until, false));
+                (error, until, false)
+            }
             // Whoever is held back may look again as soon as the hold ends.
             Failure::Held(error) => (error, now.moment, false),
         };

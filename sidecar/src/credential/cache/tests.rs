@@ -68,6 +68,8 @@ enum Refresh {
     Issues(Duration),
     /// The same, and the answer is lost.
     Loses(Duration),
+    /// Nothing changes, and no answer comes.
+    Vanishes,
     /// An answer that changes nothing.
     Fails(u16, &'static str),
     /// Success is claimed and nothing has changed.
@@ -147,6 +149,7 @@ impl Source for Arc<Gateway> {
                 issue(life);
                 return Err(FetchError::TimedOut);
             }
+            Refresh::Vanishes => return Err(FetchError::TimedOut),
             Refresh::Fails(status, code) => return Err(failed(status, code)),
             Refresh::Pretends => {}
         }
@@ -649,6 +652,24 @@ async fn an_expired_credential_whose_refresh_meets_an_outage_fails_closed_and_re
     assert_eq!(gateway.refreshes(1), 1);
     gateway.with(1, |it| it.refresh = Refresh::Issues(HOUR));
     advance(SECOND).await;
+    assert_eq!(got(&cache, 1).await.as_deref(), Ok("refreshed-2"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refresh_that_was_not_answered_is_not_repeated_while_it_may_still_run() {
+    let (gateway, cache) = start();
+    gateway.stores(1, "old", Duration::ZERO, Refresh::Vanishes);
+    let began = Moment::now();
+    while Moment::now().since(began) < 29 * SECOND {
+        let error = get_one(&cache, 1).await.unwrap_err();
+        assert_eq!(error.code, Code::BrokerUnavailable);
+        assert!(error.retry_after.is_some_and(|after| after <= 30 * SECOND));
+        advance(SECOND).await;
+    }
+    assert_eq!(gateway.refreshes(1), 1);
+    assert!(gateway.reads(1) < 15, "{}", gateway.reads(1));
+    gateway.with(1, |it| it.refresh = Refresh::Issues(HOUR));
+    advance(10 * SECOND).await;
     assert_eq!(got(&cache, 1).await.as_deref(), Ok("refreshed-2"));
 }
 
