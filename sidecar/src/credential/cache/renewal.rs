@@ -108,7 +108,7 @@ impl<S: Source> CredentialCache<S> {
             return Ok(read);
         };
         let now = Now::read();
-        if !read.is_usable(now.wall) {
+        if !is_usable(slot, &read) {
             let rules = &self.settings.refresh;
             let left = fingerprint(&read)
                 .and_then(|value| gate.budget(|budget| budget.awaits(&value, now.moment, rules)));
