@@ -7,12 +7,11 @@ use crate::step::{cargo, run, step};
 
 /// Builds the sidecar unless one is given, and runs the soak against it.
 pub(crate) fn soak(minutes: u64, seed: u64, binary: Option<PathBuf>) -> anyhow::Result<()> {
-    let binary = match binary {
-        Some(binary) => std::path::absolute(binary)?,
-        None => {
-            ci::build_release()?;
-            ci::release()
-        }
+    let binary = if let Some(binary) = binary {
+        std::path::absolute(binary)?
+    } else {
+        ci::build_release()?;
+        ci::release()
     };
     let (minutes, seed) = (minutes.to_string(), seed.to_string());
     step("soak", || {

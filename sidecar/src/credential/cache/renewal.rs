@@ -89,9 +89,14 @@ impl<S: Source> CredentialCache<S> {
         };
         let refreshed = self.refresh(&wanted).await;
         let read = self.read(slot, strategy).await?;
+        if is_usable(slot, &read) {
+            return Ok(read);
+        }
         match refreshed {
-            Err(outage) if !read.is_usable(Now::read().wall) && !outage.denies_refresh() => {
-                Err(self.failed(slot, wanted.gate, &outage))
+            Err(outage) if !outage.denies_refresh() => Err(self.failed(slot, wanted.gate, &outage)),
+            // A new one that was too long on its way: the next will not be.
+            Ok(()) if fingerprint(&read).is_some_and(|value| value != wanted.value) => {
+                Err(self.failed(slot, wanted.gate, &FetchError::TimedOut))
             }
             Ok(()) | Err(_) => Ok(read),
         }
@@ -103,7 +108,7 @@ impl<S: Source> CredentialCache<S> {
             return Ok(read);
         };
         let now = Now::read();
-        if !read.is_usable(now.wall) {
+        if !is_usable(slot, &read) {
             let rules = &self.settings.refresh;
             let left = fingerprint(&read)
                 .and_then(|value| gate.budget(|budget| budget.awaits(&value, now.moment, rules)));
@@ -133,7 +138,7 @@ impl<S: Source> CredentialCache<S> {
         let held = slot
             .current()
             .filter(|held| held.credential.has_same_value(read));
-        let usable = read.is_usable(now.wall);
+        let usable = is_usable(slot, read);
         let not_moved = |earlier: &Credential| read.expires_at() <= earlier.expires_at();
         let due = held
             .as_ref()
@@ -243,6 +248,16 @@ impl<S: Source> CredentialCache<S> {
         let valid_until = slot.current().and_then(|held| held.usable_until());
         Failure::Call(gate.failed(error, valid_until, &self.settings, Moment::now()))
     }
+}
+
+/// Whether a credential that was just read may be used. Of one that is held already its first reading decides: a
+/// later one would allow less for skew.
+fn is_usable(slot: &Slot, read: &Credential) -> bool {
+    let now = Now::read();
+    let held = slot.current().filter(|held| {
+        held.credential.has_same_value(read) && read.expires_at() <= held.credential.expires_at()
+    });
+    read.is_usable(now.wall) && held.is_none_or(|held| held.is_usable(now.moment))
 }
 
 /// Of the value that is sent.
