@@ -7,25 +7,24 @@ pub mod buffer;
 pub mod guard;
 pub mod headers;
 pub mod links;
+mod outgoing;
 pub mod payload;
+mod recovery;
 pub mod replay;
 pub mod resolve;
 pub mod respond;
 pub mod scrub;
 pub mod streams;
 
-use std::borrow::Cow;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, SystemTime};
 
-use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING, UPGRADE, WWW_AUTHENTICATE,
-};
+use http::header::{CONNECTION, CONTENT_LENGTH, EXPECT, TRAILER, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Uri};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use nexus_crds::access::AccessRequest;
 use nexus_crds::path;
@@ -33,13 +32,15 @@ use tokio::time::{Instant, timeout};
 
 use self::body::RequestBody;
 use self::guard::BrowserGuard;
+use self::outgoing::Outgoing;
 use self::payload::Payload;
+use self::recovery::{Recovered, Recovery, wants_other_scope};
 use self::resolve::Target;
 use self::respond::{AgentBody, Answer, Unwanted};
 use self::streams::{Owner, Streams};
 use crate::credential::cache::CredentialCache;
 use crate::credential::clock::Moment;
-use crate::credential::{BodyMode, Credential, QueryPair};
+use crate::credential::{BodyMode, Credential};
 use crate::error::{Code, ProxyError, is_grpc};
 use crate::limiter::RateLimiter;
 use crate::record::{Record, Recorder};
@@ -320,67 +321,6 @@ impl Proxy {
     }
 }
 
-/// A request as it is sent, but for what the credential puts on it.
-#[derive(Clone)]
-struct Outgoing {
-    method: Method,
-    /// Path and query, without what the strategy adds to the query.
-    target: PathAndQuery,
-    headers: HeaderMap,
-}
-
-impl Outgoing {
-    fn new(parts: Parts, target: &Target) -> Result<Self, ProxyError> {
-        if parts.headers.contains_key(UPGRADE) && is_websocket(&parts.headers) {
-            return Err(ProxyError::new(
-                Code::UpgradeRefused,
-                "this version does not carry WebSockets",
-            ));
-        }
-        Ok(Self {
-            method: parts.method,
-            target: target.path_and_query.clone(),
-            headers: parts.headers,
-        })
-    }
-
-    /// Step 4. Leaves exactly what is sent. Doing it again, for another credential, only takes away more.
-    fn prepare(&mut self, route: &Route, credential: &Credential) -> Result<(), ProxyError> {
-        headers::prepare(&mut self.headers, &route.compiled, &route.host, credential);
-        let Some(query) = self.target.query() else {
-            return Ok(());
-        };
-        if let Cow::Owned(clean) = headers::prepare_query(query, credential.sets_query()) {
-            let separator = if clean.is_empty() { "" } else { "?" };
-            self.target =
-                PathAndQuery::try_from(format!("{}{separator}{clean}", self.target.path()))
-                    .map_err(|_| ProxyError::new(Code::BadRequest, "the query is not valid"))?;
-        }
-        Ok(())
-    }
-
-    fn uri(target: PathAndQuery, injected: &[QueryPair]) -> Result<Uri, ProxyError> {
-        if injected.is_empty() {
-            return Ok(Uri::from(target));
-        }
-        let mut text = target.as_str().to_owned();
-        for pair in injected {
-            match text.find('?') {
-                Some(mark) if mark + 1 == text.len() => {}
-                Some(_) => text.push('&'),
-                None => text.push('?'),
-            }
-            text.push_str(&pair.encoded);
-        }
-        PathAndQuery::try_from(text).map(Uri::from).map_err(|_| {
-            ProxyError::new(
-                Code::CredentialInvalid,
-                "the credential does not fit into a query",
-            )
-        })
-    }
-}
-
 /// Step 5.
 fn sign(
     mut outgoing: Outgoing,
@@ -412,55 +352,6 @@ fn sign(
     *request.method_mut() = outgoing.method;
     *request.headers_mut() = outgoing.headers;
     Ok(request)
-}
-
-/// What was done already for a request that did not succeed.
-#[derive(Default)]
-struct Recovery {
-    reconnected: bool,
-    replayed: bool,
-}
-
-impl Recovery {
-    /// Whether the request goes out once more after its connection broke. Only what is idempotent does where the
-    /// upstream may have acted on it (RFC 9110 section 9.2.2).
-    fn reconnects(&mut self, error: &SendError, request: &Outgoing) -> bool {
-        let again = !self.reconnected
-            && !error.nothing_sent()
-            && error.may_be_repeated()
-            && (error.is_unprocessed() || is_idempotent(request));
-        self.reconnected |= again;
-        again
-    }
-}
-
-/// What becomes of an attempt.
-enum Recovered {
-    /// This goes to the agent.
-    Answer(Response<UpstreamBody>),
-    /// The request goes out again; `answer` is what there is if it cannot.
-    Again {
-        request: Outgoing,
-        credential: Arc<Credential>,
-        answer: Result<Response<UpstreamBody>, SendError>,
-    },
-}
-
-fn is_idempotent(request: &Outgoing) -> bool {
-    // The header says so of the others (draft-ietf-httpapi-idempotency-key-header).
-    request.method.is_idempotent()
-        || request.headers.contains_key("idempotency-key")
-        || request.headers.contains_key("x-idempotency-key")
-}
-
-/// RFC 6750 section 3.1.
-fn wants_other_scope(headers: &HeaderMap) -> bool {
-    headers.get_all(WWW_AUTHENTICATE).iter().any(|challenge| {
-        let challenge = challenge.as_bytes();
-        challenge
-            .windows(b"insufficient_scope".len())
-            .any(|part| part.eq_ignore_ascii_case(b"insufficient_scope"))
-    })
 }
 
 /// Step 6. Waits for the answer's head; the time starts anew as long as the upload makes progress.
@@ -530,18 +421,6 @@ fn settle_framing(headers: &mut HeaderMap) -> Result<(), ProxyError> {
     }
     headers.remove(CONTENT_LENGTH);
     Ok(())
-}
-
-fn is_websocket(headers: &HeaderMap) -> bool {
-    headers
-        .get_all(UPGRADE)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .any(|value| {
-            value
-                .split(',')
-                .any(|protocol| protocol.trim().eq_ignore_ascii_case("websocket"))
-        })
 }
 
 #[cfg(test)]
