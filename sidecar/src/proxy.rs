@@ -28,7 +28,7 @@ use http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body, Incoming};
 use nexus_crds::access::AccessRequest;
 use nexus_crds::path;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::body::RequestBody;
 use self::guard::BrowserGuard;
@@ -120,7 +120,15 @@ impl Proxy {
         // The rules judge what is sent, and what `Connection` names is not.
         headers::remove_connection_named(&mut parts.headers);
         self.authorise(&parts, &target)?;
-        let mut credential = self.credential(&target).await?;
+        let mut credential = within(deadline, self.credential(&target))
+            .await
+            .unwrap_or_else(|| {
+                Err(ProxyError::new(
+                    Code::BrokerUnavailable,
+                    "no credential within the route's timeouts.request",
+                )
+                .retry_after(Duration::from_secs(1)))
+            })?;
         let mut outgoing = Outgoing::new(parts, &target)?;
         outgoing.prepare(&route, &credential)?;
         let mut payload = self
@@ -133,7 +141,7 @@ impl Proxy {
             let request = sign(outgoing, payload.take(), &route, &credential)?;
             let sent = request.uri().path_and_query().cloned();
             let result = forward(&route, request, &payload, deadline).await;
-            let step = self.recover(&mut recovery, result, &target, &credential, again);
+            let step = self.recover(&mut recovery, result, &target, &credential, again, deadline);
             match step.await? {
                 Recovered::Answer(response) => break (response, sent),
                 Recovered::Again {
@@ -278,6 +286,7 @@ impl Proxy {
         target: &Target,
         credential: &Arc<Credential>,
         request: Option<Outgoing>,
+        deadline: Option<Instant>,
     ) -> Result<Recovered, ProxyError> {
         let route = &target.route;
         let replay = &route.compiled.replay;
@@ -295,16 +304,14 @@ impl Proxy {
                 if !replay.on.contains(&response.status().as_u16()) || recovery.replayed {
                     return Ok(Recovered::Answer(response));
                 }
-                let next = self
-                    .credentials
-                    .replace(
-                        route.credential_key(target.connection),
-                        target.connection,
-                        route.strategy.as_ref(),
-                        credential,
-                        wants_other_scope(response.headers()),
-                    )
-                    .await;
+                let next = self.credentials.replace(
+                    route.credential_key(target.connection),
+                    target.connection,
+                    route.strategy.as_ref(),
+                    credential,
+                    wants_other_scope(response.headers()),
+                );
+                let next = within(deadline, next).await.flatten();
                 Ok(match (next, request) {
                     (Some(next), Some(request)) => {
                         recovery.replayed = true;
@@ -318,6 +325,14 @@ impl Proxy {
                 })
             }
         }
+    }
+}
+
+/// What comes of `work`, unless the time for the whole request is over before.
+async fn within<T>(deadline: Option<Instant>, work: impl Future<Output = T>) -> Option<T> {
+    match deadline {
+        Some(deadline) => timeout_at(deadline, work).await.ok(),
+        None => Some(work.await),
     }
 }
 

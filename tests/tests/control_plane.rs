@@ -402,6 +402,21 @@ async fn a_credential_is_used_until_it_expires_and_then_fetched_anew() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_routes_time_for_a_request_covers_the_wait_for_its_credential() {
+    let slow = Answer::oauth2("a-token-that-is-late").after(Duration::from_secs(3));
+    let limited = |route: Route| route.with("timeouts", json!({"request": "200ms"}));
+    let scene = Scene::adapted(slow, limited).await;
+    let answer = scene.get("/").send().await;
+    assert_eq!((answer.status, answer.error()), (503, "broker_unavailable"));
+    assert!(
+        answer.text().contains("timeouts.request"),
+        "{}",
+        answer.text()
+    );
+    assert_eq!(scene.upstream.seen().len(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn malformed_payloads_fail_closed() {
     let closed = [(502, "credential_invalid"), (503, "broker_unavailable")];
     let bodies = [
