@@ -54,7 +54,7 @@ impl<'a> Requirement<'a> {
 }
 
 /// Whether the selector selects a pod with these labels: every entry of `matchLabels` and every expression must hold,
-/// so an empty selector selects each pod. An expression that [`check`] would refuse selects none.
+/// so an empty selector selects each pod. An expression that is not valid selects none.
 pub fn selects(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
     let LabelSelector {
         match_labels,

@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::panic,
+    clippy::unchecked_time_subtraction,
     clippy::unwrap_used,
     reason = "a test fails by panicking"
 )]
