@@ -12,7 +12,7 @@
 use std::time::{Duration, SystemTime};
 
 use nexus_tests::broker::{Answer, Broker, Front, Provider, RefreshToken, Standing, Trouble};
-use nexus_tests::guarded::Guarded;
+use nexus_tests::guarded::{Accepts, Guarded};
 use nexus_tests::route::Route;
 use nexus_tests::sidecar::Sidecar;
 use nexus_tests::upstream::{Seen, Upstream};
@@ -283,4 +283,32 @@ async fn two_sidecars_share_a_connection_with_one_time_refresh_tokens_for_ten_ro
     }
     assert_eq!(broker.standing(&id), Standing::Active);
     assert_none_expired(&broker, &upstream.seen());
+}
+
+/// A token that is less than a minute old is trusted, so this one has to grow older; the other tests run meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_agent_provoked_rejections_cause_one_refresh() {
+    let guarded = Guarded::by(Provider::new("p")).await;
+    assert_eq!(guarded.get("/").send().await.status, 200);
+    tokio::time::sleep(Duration::from_secs(61)).await;
+    guarded.accept(Accepts::Nothing);
+    let mut agents = tokio::task::JoinSet::new();
+    for _ in 0..1000 {
+        agents.spawn(guarded.get("/").send());
+    }
+    while let Some(answer) = agents.join_next().await {
+        let answer = answer.unwrap();
+        assert_eq!((answer.status, answer.error()), (401, ""));
+    }
+    assert_eq!(guarded.refreshes(), 1);
+    assert_eq!(guarded.broker.max_in_flight(&Guarded::id()), 1);
+    assert!(guarded.calls() <= 10, "{}", guarded.calls());
+    let tokens: std::collections::BTreeSet<_> = guarded.sent().into_iter().collect();
+    assert_eq!(
+        tokens.len(),
+        2,
+        "the first, and the one that the refresh brought"
+    );
+    assert!(guarded.sent().len() <= 1 + 2 * 1000, "one replay each");
+    assert_eq!(guarded.broker.standing(&Guarded::id()), Standing::Active);
 }
