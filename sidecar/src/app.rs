@@ -75,6 +75,7 @@ pub struct Bound {
     admin_listener: TcpListener,
     admin: Admin,
     recorder: Arc<Recorder>,
+    credentials: Arc<CredentialCache>,
     reloader: Reloader,
     drain_timeout: Duration,
     proxy_addresses: Vec<SocketAddr>,
@@ -154,6 +155,7 @@ pub async fn build(config: Config) -> anyhow::Result<Bound> {
         admin_listener,
         admin: Admin { metrics, readiness },
         recorder,
+        credentials,
         reloader,
         drain_timeout: serve.drain_timeout,
         proxy_addresses,
@@ -192,6 +194,7 @@ impl Bound {
             admin_listener,
             admin,
             recorder,
+            credentials,
             reloader,
             drain_timeout,
             proxy_addresses,
@@ -227,11 +230,14 @@ impl Bound {
         }
         tracing::info!(timeout = ?drain_timeout, "shutting down: no new connections, requests in flight finish");
         trigger.start();
-        if tokio::time::timeout(drain_timeout, trigger.finished())
-            .await
-            .is_err()
-        {
-            tracing::warn!("requests were still in flight at the end of --drain-timeout");
+        let drained = async {
+            trigger.finished().await;
+            credentials.refreshes_ended().await;
+        };
+        if tokio::time::timeout(drain_timeout, drained).await.is_err() {
+            tracing::warn!(
+                "requests or refreshes were still in flight at the end of --drain-timeout"
+            );
         }
         recorder.flush();
         Ok(())

@@ -229,6 +229,22 @@ async fn a_caller_that_goes_away_does_not_take_the_refresh_with_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_is_told_to_end_waits_for_its_refresh() {
+    let provider = Provider::new("p")
+        .life(LIFE)
+        .latency(Duration::from_secs(2));
+    let mut guarded = Guarded::by(provider).await;
+    until_expired(&guarded).await;
+    let impatient = tokio::spawn(guarded.get("/").open());
+    wait::until("the refresh", || (guarded.refreshes() == 1).then_some(())).await;
+    impatient.abort();
+    guarded.sidecar.terminate();
+    assert!(guarded.sidecar.ended().await.success());
+    let stored = guarded.broker.history(&Guarded::id()).len();
+    assert_eq!(stored, 2, "it ended before its refresh did");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn two_sidecars_share_a_connection_with_one_time_refresh_tokens_for_ten_rotations() {
     const ROTATIONS: usize = 10;
     let broker = Broker::start(Front::Broker, None).await;

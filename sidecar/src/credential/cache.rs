@@ -174,6 +174,8 @@ pub struct CredentialCache<S = ControlPlane> {
     slots: Cache<CredentialKey, Arc<Slot>>,
     /// By connection, as long as a slot has one.
     gates: Mutex<HashMap<u128, Weak<Gate>>>,
+    /// Refreshes under way.
+    refreshes: watch::Sender<usize>,
     stats: CacheStats,
 }
 
@@ -191,6 +193,7 @@ impl<S: Source> CredentialCache<S> {
             audit,
             slots: Cache::new(settings.capacity),
             gates: Mutex::default(),
+            refreshes: watch::Sender::new(0),
             settings,
             stats: CacheStats::default(),
         })
@@ -270,6 +273,14 @@ impl<S: Source> CredentialCache<S> {
             slot.forget_failures();
             keep(key)
         });
+    }
+
+    /// Resolves when no refresh is under way. A process that ends in the middle of one may take the connection with it:
+    /// the provider has used up the refresh token, and the broker may drop what it got for a caller that is gone.
+    pub async fn refreshes_ended(&self) {
+        let mut refreshes = self.refreshes.subscribe();
+        // The sender is part of `self`.
+        refreshes.wait_for(|under_way| *under_way == 0).await.ok();
     }
 
     /// Keys that are held, those of remembered failures among them.

@@ -181,7 +181,9 @@ impl<S: Source> CredentialCache<S> {
         } = wanted;
         let rules = &self.settings.refresh;
         gate.budget(|budget| budget.ask(*value, *forced, Moment::now(), rules));
+        self.refreshes.send_modify(|under_way| *under_way += 1);
         let result = self.control.refresh(gate.id, value).await;
+        self.refreshes.send_modify(|under_way| *under_way -= 1);
         let outcome = result.as_ref().copied().map_err(FetchError::refresh_code);
         self.metrics.control_call(ControlCall::Refresh, outcome);
         if *forced {

@@ -187,3 +187,21 @@ async fn a_refresh_that_ends_the_connection_says_so() {
     gateway.set(1, 409, "attention_required");
     assert_eq!(asking.await.unwrap(), Err(Code::AttentionRequired));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_process_that_ends_can_wait_for_its_refreshes() {
+    let (gateway, cache) = start();
+    cache.refreshes_ended().await;
+    gateway.stores(1, "old", Duration::ZERO, Refresh::Issues(HOUR));
+    gateway.delay(1, SECOND);
+    let gone = tokio::spawn({
+        let cache = Arc::clone(&cache);
+        async move { got(&cache, 1).await }
+    });
+    while gateway.refreshes(1) == 0 {
+        sleep(10 * MILLI).await;
+    }
+    gone.abort();
+    cache.refreshes_ended().await;
+    assert!(gateway.with(1, |it| it.body.contains("refreshed-1")));
+}
