@@ -4,6 +4,7 @@
 
 pub mod body;
 pub mod buffer;
+pub mod expectation;
 pub mod guard;
 pub mod headers;
 pub mod links;

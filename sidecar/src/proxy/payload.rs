@@ -10,7 +10,8 @@ use http::HeaderMap;
 use http::header::EXPECT;
 use hyper::body::{Body, Incoming};
 
-use super::body::{ContinueGate, Expectation, Progress, RequestBody, Upload};
+use super::body::{Progress, RequestBody, Upload};
+use super::expectation::{ContinueGate, Expectation};
 use super::replay::ReplayBuffer;
 use crate::credential::Credential;
 use crate::routes::Route;

@@ -24,7 +24,8 @@ use content::Content;
 use download::Source;
 use head::{has_validators, remove_validators, scrub_headers, scrub_reason, strip};
 
-use super::body::{BodyError, Expectation};
+use super::body::BodyError;
+use super::expectation::Expectation;
 use super::links::{self, LinkStream, Sent};
 use super::resolve::Addressing;
 use super::scrub::Scrubber;
