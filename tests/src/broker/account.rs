@@ -60,7 +60,6 @@ pub enum Standing {
 pub struct Provider {
     name: String,
     life: Option<Duration>,
-    first_life: Option<Duration>,
     refresh_token: RefreshToken,
     latency: Duration,
     troubles: VecDeque<Trouble>,
@@ -72,7 +71,6 @@ impl Provider {
         Self {
             name: name.to_owned(),
             life: Some(Duration::from_hours(1)),
-            first_life: None,
             refresh_token: RefreshToken::OneTime,
             latency: Duration::ZERO,
             troubles: VecDeque::new(),
@@ -83,13 +81,6 @@ impl Provider {
     #[must_use]
     pub fn life(mut self, life: Duration) -> Self {
         self.life = Some(life);
-        self
-    }
-
-    /// The first access token lives so long instead, in whole seconds.
-    #[must_use]
-    pub fn first_life(mut self, life: Duration) -> Self {
-        self.first_life = Some(life);
         self
     }
 
@@ -301,7 +292,7 @@ impl Account {
         answer.insert("access_token".to_owned(), self.secret("at", number).into());
         answer.insert("token_type".to_owned(), "Bearer".into());
         answer.insert("scope".to_owned(), "read".into());
-        if let Some(life) = self.provider.first_life.take().or(self.provider.life) {
+        if let Some(life) = self.provider.life {
             answer.insert("expires_in".to_owned(), life.as_secs().into());
         }
         let refresh_token = match self.provider.refresh_token {
