@@ -259,7 +259,7 @@ fn is_usable(slot: &Slot, read: &Credential) -> bool {
     let held = slot.current().filter(|held| {
         held.credential.has_same_value(read) && read.expires_at() <= held.credential.expires_at()
     });
-    read.is_usable(now.wall) && held.is_none_or(|held| held.is_usable(now.moment))
+    read.is_usable(now.wall) && held.is_none_or(|held| held.lasts(now.moment))
 }
 
 /// Of the value that is sent.

@@ -70,6 +70,8 @@ pub(super) struct Held {
     usable_until: Option<Moment>,
     /// When it is to be renewed.
     refresh_at: Option<Moment>,
+    /// The control plane has taken it back. Kept, since it tells when its value was first seen.
+    gone: bool,
 }
 
 /// What a caller has to do.
@@ -243,8 +245,8 @@ impl Slot {
             // Whoever is held back may look again as soon as the hold ends.
             Failure::Held(error) => (error, now.moment, false),
         };
-        if gone {
-            self.current.store(None);
+        if gone && let Some(held) = self.current.load_full() {
+            self.current.store(Some(Arc::new(held.taken_back())));
         }
         self.set_fresh_until(until);
         error
@@ -345,10 +347,25 @@ impl Held {
             obtained: earlier.map_or(moment, |earlier| earlier.obtained),
             usable_until,
             refresh_at,
+            gone: false,
         }
     }
 
+    fn taken_back(&self) -> Self {
+        Self {
+            credential: Arc::clone(&self.credential),
+            gone: true,
+            ..*self
+        }
+    }
+
+    /// It lasts, and nobody has taken it back.
     pub(super) fn is_usable(&self, now: Moment) -> bool {
+        !self.gone && self.lasts(now)
+    }
+
+    /// It has not expired.
+    pub(super) fn lasts(&self, now: Moment) -> bool {
         self.usable_until.is_none_or(|until| now < until)
     }
 

@@ -274,3 +274,23 @@ async fn entries_are_bounded_and_the_least_used_go() {
     assert_eq!(gateway.reads(1), 1);
     assert!(cache.gates.lock().unwrap().len() <= 200);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_that_was_taken_back_may_return_and_has_not_grown_younger() {
+    let (gateway, cache) = start();
+    let payload = bearer("t", r#","expires_in":"100""#);
+    gateway.set(1, 200, payload.clone());
+    let credential = get_one(&cache, 1).await.unwrap();
+    for (back_after, expected) in [
+        (6 * SECOND, Ok("t")),
+        (95 * SECOND, Err(Code::CredentialInvalid)),
+    ] {
+        gateway.set(1, 403, "connection_not_active");
+        assert_eq!(reject(&cache, 1, &credential).await, None);
+        assert_eq!(got(&cache, 1).await, Err(Code::ConnectionInactive));
+        gateway.set(1, 200, payload.clone());
+        advance(back_after).await;
+        let again = got(&cache, 1).await;
+        assert_eq!(again.as_deref().map_err(|code| *code), expected);
+    }
+}
