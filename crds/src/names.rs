@@ -1,4 +1,4 @@
-//! Names that are fixed across the project: headers, identifiers, defaults.
+//! Names that are fixed across the project: headers, identifiers, labels, annotations, objects.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -19,6 +19,25 @@ pub const CONNECTION_ID_HEADER: &str = "x-nexus-connection-id";
 pub const ERROR_HEADER: &str = "x-nexus-error";
 /// Answer header that carries the request id, also found in the access log.
 pub const REQUEST_ID_HEADER: &str = "x-nexus-request-id";
+
+/// Annotation of pods that want a sidecar; its value is `"true"`.
+pub const INJECT_ANNOTATION: &str = "nexus.io/inject";
+/// Annotation of pods, and of Namespaces as their limit: tenants that a pod may name, separated by commas.
+pub const TENANTS_ANNOTATION: &str = "nexus.io/tenants";
+/// Annotation of Namespaces: connections that may be used although another namespace named them first.
+pub const CONNECTIONS_ANNOTATION: &str = "nexus.io/connections";
+/// Annotation: what was decided when the pod was admitted, see [`crate::admitted`].
+pub const ADMITTED_ANNOTATION: &str = "nexus.io/admitted";
+/// Label of pods that have a sidecar; its value is `"true"`.
+pub const SIDECAR_LABEL: &str = "nexus.io/sidecar";
+/// Prefix of every label and annotation of the project.
+pub const PREFIX: &str = "nexus.io/";
+/// Name of the sidecar's container.
+pub const SIDECAR_CONTAINER: &str = "nexus-sidecar";
+/// Name of the ConfigMap that holds a namespace's table.
+pub const ROUTES_CONFIG_MAP: &str = "nexus-routes";
+/// Audience of the token that only the sidecar's container mounts.
+pub const TOKEN_AUDIENCE: &str = "nexus-gateway";
 
 /// True for `[a-z0-9][a-z0-9._-]{0,62}`.
 pub fn is_provider(name: &str) -> bool {

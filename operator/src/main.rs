@@ -1,17 +1,23 @@
-//! The `nexus-operator` command: `run` (controller and webhook) and `relay` come with later versions.
+//! The `nexus-operator` command.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
+use nexus_operator::app;
+use nexus_operator::args::{Cli, Command};
 
-/// Turns NexusRoute objects into route tables and injects the sidecar into annotated pods.
-///
-/// This version has no commands yet.
-#[derive(Debug, Parser)]
-#[command(name = "nexus-operator", version, arg_required_else_help = true)]
-struct Cli {}
+/// Wrong usage or configuration, as clap has it.
+const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let Cli {} = Cli::parse();
-    ExitCode::from(2)
+    let Command::Run(args) = Cli::parse().command;
+    match app::run(args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be closed; the exit status says it all the same.
+            writeln!(io::stderr(), "error: {error:#}").ok();
+            ExitCode::from(USAGE)
+        }
+    }
 }

@@ -1,0 +1,11 @@
+//! The operator: NexusRoutes become route tables, and annotated pods get a sidecar.
+//!
+//! `main` parses [`args`] and runs [`app`]. Watches fill [`stores`]; the controller, which the Lease holder runs, turns
+//! them into ConfigMaps and conditions; the webhook, which every replica serves, admits pods and our own objects.
+
+pub mod admin;
+pub mod app;
+pub mod args;
+pub mod metrics;
+pub mod ready;
+pub mod telemetry;
