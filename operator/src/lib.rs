@@ -9,3 +9,4 @@ pub mod args;
 pub mod metrics;
 pub mod ready;
 pub mod telemetry;
+pub mod webhook;
