@@ -17,6 +17,7 @@ pub mod agent;
 pub mod answering;
 pub mod broker;
 pub mod canary;
+pub mod chart;
 pub mod clients;
 pub mod guarded;
 pub mod mount;
