@@ -36,10 +36,12 @@ pub fn render(values: &[(&str, &str)]) -> Vec<Value> {
 /// Where there is no `helm`.
 pub fn template(values: &[(&str, &str)]) -> Output {
     let mut command = helm();
-    command
-        .args(["template", "nexus"])
-        .arg(folder())
-        .args(["--namespace", NAMESPACE, "--kube-version", KUBERNETES]);
+    command.args(["template", "nexus"]).arg(folder()).args([
+        "--namespace",
+        NAMESPACE,
+        "--kube-version",
+        KUBERNETES,
+    ]);
     let named = |name: &&str| matches!(*name, "sidecar.gatewayUrl" | "sidecar.brokerUrl");
     if !values.iter().any(|(name, _)| named(name)) {
         command.args(["--set", "sidecar.gatewayUrl=https://gateway.test"]);
@@ -62,7 +64,8 @@ pub fn folder() -> PathBuf {
 /// Where there is none.
 pub fn helm() -> Command {
     let given = std::env::var_os("NEXUS_HELM").map(PathBuf::from);
-    let asset = std::env::var_os("KUBEBUILDER_ASSETS").map(|folder| Path::new(&folder).join("helm"));
+    let asset =
+        std::env::var_os("KUBEBUILDER_ASSETS").map(|folder| Path::new(&folder).join("helm"));
     let program = given
         .or_else(|| asset.filter(|file| file.exists()))
         .unwrap_or_else(|| "helm".into());
