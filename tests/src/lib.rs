@@ -18,6 +18,7 @@ pub mod answering;
 pub mod apiserver;
 pub mod broker;
 pub mod canary;
+pub mod chart;
 pub mod clients;
 pub mod guarded;
 pub mod mount;
