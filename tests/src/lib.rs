@@ -23,6 +23,7 @@ pub mod clients;
 pub mod guarded;
 pub mod mount;
 pub mod names;
+pub mod operator;
 pub mod raw;
 pub mod route;
 pub mod scene;
