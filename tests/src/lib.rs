@@ -15,6 +15,7 @@
 
 pub mod agent;
 pub mod answering;
+pub mod apiserver;
 pub mod broker;
 pub mod canary;
 pub mod chart;
