@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 use libfuzzer_sys::fuzz_target;
 use nexus_crds::admitted::Admitted;
 use nexus_crds::matcher::{CompiledRoute, LoadError, Matcher};
-use nexus_crds::table::RouteTable;
+use nexus_crds::table::{FORMAT, RouteTable};
 use nexus_sidecar::identity::Identity;
 
 fuzz_target!(|data: &[u8]| {
@@ -111,6 +111,8 @@ fn is_narrowed(table: &RouteTable) {
         tenants: BTreeSet::new(),
         labels,
         service_account,
+        table_format: FORMAT,
+        sidecar_version: String::new(),
     };
     for (identity, pod) in [
         (Identity::unknown(), None),
