@@ -11,3 +11,4 @@ pub mod metrics;
 pub mod ready;
 pub mod stores;
 pub mod telemetry;
+pub mod webhook;
