@@ -110,7 +110,7 @@ impl Caller {
             .headers()
             .get_all("warning")
             .iter()
-            .map(|value| unquoted(value.to_str().unwrap()))
+            .map(|value| unquoted(&String::from_utf8_lossy(value.as_bytes())))
             .collect();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         let body = serde_json::from_slice(&bytes)
