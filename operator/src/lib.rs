@@ -6,6 +6,9 @@
 pub mod admin;
 pub mod app;
 pub mod args;
+mod gateway;
 pub mod metrics;
 pub mod ready;
+pub mod stores;
 pub mod telemetry;
+pub mod webhook;

@@ -24,6 +24,7 @@ pub mod clients;
 pub mod guarded;
 pub mod mount;
 pub mod names;
+pub mod operator;
 pub mod policies;
 pub mod raw;
 pub mod route;
