@@ -1,9 +1,12 @@
 //! The chart refuses values that it does not know, and the API server takes every object that it renders.
 
-use clap::Parser;
-use nexus_operator::args::Cli;
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::process::Command;
+
 use nexus_tests::apiserver::Cluster;
 use nexus_tests::chart;
+use nexus_tests::operator;
 use serde_json::{Value, json};
 
 /// Sets of values that differ in what is rendered.
@@ -282,13 +285,16 @@ fn the_operator_understands_every_argument() {
         let objects = chart::render(values);
         let arguments = operator_arguments(&objects);
         assert_eq!(arguments[0], "run");
-        // The rest comes from the environment.
-        let line = ["nexus-operator"]
-            .into_iter()
-            .chain(arguments)
-            .chain(["--namespace=x"]);
-        if let Err(error) = Cli::try_parse_from(line) {
-            panic!("{values:?}: {error}");
-        }
+        // It complains of the first that it does not understand.
+        let output = Command::new(operator::binary())
+            .args(arguments)
+            .arg("--unheard-of")
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.contains("unexpected argument '--unheard-of'"),
+            "{values:?}: {said}"
+        );
     }
 }
