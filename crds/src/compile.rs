@@ -4,6 +4,7 @@
 //! "accepted" always means "will load".
 
 mod claims;
+mod fit;
 mod judge;
 mod merge;
 mod selector;
@@ -14,6 +15,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use kube::ResourceExt;
 
+pub use self::fit::{CONFIG_MAP_LIMIT, Fitted, fit};
 use crate::compile::claims::Claims;
 use crate::compile::judge::{Fields, Judge};
 use crate::compile::merge::Route;

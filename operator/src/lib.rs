@@ -13,3 +13,4 @@ pub mod metrics;
 pub mod ready;
 pub mod stores;
 pub mod telemetry;
+pub mod webhook;

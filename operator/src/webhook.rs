@@ -1,0 +1,3 @@
+//! Admission.
+
+pub mod inject;
