@@ -6,6 +6,9 @@
 pub mod admin;
 pub mod app;
 pub mod args;
+pub mod lease;
 pub mod metrics;
 pub mod ready;
 pub mod telemetry;
+pub mod tls;
+pub mod webhook;

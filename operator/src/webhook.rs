@@ -1,0 +1,3 @@
+//! Placeholder until the routes of admission are merged.
+
+pub mod server;
