@@ -14,6 +14,9 @@ use crate::table::TableRoute;
 /// Version of the format that this version writes and reads.
 pub const VERSION: u32 = 1;
 
+/// Table format of a pod that says none: it was admitted before the annotation told it.
+pub const OLDEST_TABLE_FORMAT: u32 = 1;
+
 /// What was decided about a pod. Made by the webhook, or read with [`Admitted::parse`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -29,6 +32,25 @@ pub struct Admitted {
     /// Name of the service account that the pod runs as. Default: none, which no route lists.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub service_account: String,
+    /// Newest format of the route table that the pod's sidecar reads: [`crate::table::FORMAT`] of the version that
+    /// admitted the pod, whose sidecar it was given. Default: [`OLDEST_TABLE_FORMAT`].
+    #[serde(
+        default = "oldest_table_format",
+        skip_serializing_if = "is_oldest_table_format"
+    )]
+    pub table_format: u32,
+    /// Version of the pod's sidecar, to be counted. Default: empty, which is not known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub sidecar_version: String,
+}
+
+fn oldest_table_format() -> u32 {
+    OLDEST_TABLE_FORMAT
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn is_oldest_table_format(format: &u32) -> bool {
+    *format == OLDEST_TABLE_FORMAT
 }
 
 /// Why a text does not say what was decided about a pod.
@@ -100,7 +122,9 @@ mod tests {
 
     use super::*;
 
-    const WHOLE: &str = r#"{"version":1,"tenants":["a","b:1"],"labels":{"app":"x"},"serviceAccount":"research-agent"}"#;
+    const WHOLE: &str = r#"{"version":1,"tenants":["a","b:1"],"labels":{"app":"x"},"serviceAccount":"research-agent","tableFormat":2,"sidecarVersion":"1.2.3"}"#;
+    /// What a version wrote that did not tell the format.
+    const OLD: &str = r#"{"version":1,"tenants":["a"],"serviceAccount":"research-agent"}"#;
 
     fn error(json: &str) -> String {
         Admitted::parse(json).unwrap_err().to_string()
@@ -121,7 +145,17 @@ mod tests {
         assert!(admitted.tenants.iter().eq(["a", "b:1"]));
         assert_eq!(admitted.labels["app"], "x");
         assert_eq!(admitted.service_account, "research-agent");
+        assert_eq!(admitted.table_format, 2);
+        assert_eq!(admitted.sidecar_version, "1.2.3");
         assert_eq!(serde_json::to_string(&admitted).unwrap(), WHOLE);
+    }
+
+    #[test]
+    fn a_pod_that_says_no_table_format_reads_the_first() {
+        let admitted = Admitted::parse(OLD).unwrap();
+        assert_eq!(admitted.table_format, 1);
+        assert_eq!(admitted.sidecar_version, "");
+        assert_eq!(serde_json::to_string(&admitted).unwrap(), OLD);
     }
 
     #[test]
@@ -156,6 +190,9 @@ mod tests {
             r#"{"version":1,"tenants":null}"#,
             r#"{"version":1,"labels":{"a":1}}"#,
             r#"{"version":1,"serviceAccount":null}"#,
+            r#"{"version":1,"tableFormat":"2"}"#,
+            r#"{"version":1,"tableFormat":-1}"#,
+            r#"{"version":1,"sidecarVersion":1}"#,
             r#"{"version":1,"version":1}"#,
             r#"{"version":1} {"version":1}"#,
         ] {

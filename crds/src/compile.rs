@@ -4,15 +4,18 @@
 //! "accepted" always means "will load".
 
 mod claims;
+mod fit;
 mod judge;
 mod merge;
 mod selector;
 mod warnings;
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashSet};
 
 use kube::ResourceExt;
 
+pub use self::fit::{CONFIG_MAP_LIMIT, Fitted, fit};
 use crate::compile::claims::Claims;
 use crate::compile::judge::{Fields, Judge};
 use crate::compile::merge::Route;
@@ -39,10 +42,17 @@ pub struct Compiled {
 ///
 /// Where two routes collide the older one wins: by `creationTimestamp`, then namespace and name; with
 /// [`Grants::Local`] by the order given. Routes that differ in nothing but their connections become one.
-pub fn compile(routes: &[NexusRoute], providers: &[NexusProvider], grants: &Grants) -> Compiled {
+///
+/// Objects may be owned or shared (`Arc`), so that a store need not be copied.
+pub fn compile<R: Borrow<NexusRoute>, P: Borrow<NexusProvider>>(
+    routes: &[R],
+    providers: &[P],
+    grants: &Grants,
+) -> Compiled {
     let judge = Judge::new(providers, grants);
     let merged: Vec<Route> = routes
         .iter()
+        .map(Borrow::borrow)
         .map(|route| merge::route(route, judge.provider(provider_name(route))))
         .collect();
 
@@ -97,12 +107,12 @@ fn namespace(route: &NexusRoute) -> String {
 }
 
 /// Indices of the routes, oldest first.
-fn by_age(routes: &[NexusRoute], grants: &Grants) -> Vec<usize> {
+fn by_age<R: Borrow<NexusRoute>>(routes: &[R], grants: &Grants) -> Vec<usize> {
     let mut order: Vec<usize> = (0..routes.len()).collect();
     match grants {
         Grants::Local => {}
         Grants::Cluster(_) => order.sort_by_cached_key(|index| {
-            let route = &routes[*index];
+            let route: &NexusRoute = routes[*index].borrow();
             // An object without a timestamp is one that is being created.
             let created = route.creation_timestamp().map(|time| time.0);
             (

@@ -68,6 +68,11 @@ impl ConnectionId {
     pub fn as_u128(self) -> u128 {
         self.0.as_u128()
     }
+
+    /// The id of these bytes, the first one first in the text form too.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(Uuid::from_bytes(bytes))
+    }
 }
 
 impl FromStr for ConnectionId {

@@ -4,7 +4,7 @@ use crate::args::RunArgs;
 use crate::telemetry;
 
 /// Serves until the process is told to stop.
-pub fn run(args: Box<RunArgs>) -> anyhow::Result<()> {
+pub fn run(args: RunArgs) -> anyhow::Result<()> {
     telemetry::start(&args.log_level)?;
     anyhow::bail!("not wired yet")
 }

@@ -250,6 +250,10 @@ pub struct SidecarArgs {
     )]
     pub sidecar_broker_url: Option<Url>,
 
+    /// Let sidecars reach a control plane over http:// that is not in their pod
+    #[arg(long, env = "NEXUS_SIDECAR_ALLOW_INSECURE_GATEWAY")]
+    pub sidecar_allow_insecure_gateway: bool,
+
     /// ConfigMap of each pod's namespace whose ca.crt replaces the public roots for the control plane
     #[arg(long, env = "NEXUS_SIDECAR_CA_CONFIG_MAP", value_name = "NAME")]
     pub sidecar_ca_config_map: Option<String>,

@@ -6,9 +6,11 @@
 pub mod admin;
 pub mod app;
 pub mod args;
+mod gateway;
 pub mod lease;
 pub mod metrics;
 pub mod ready;
+pub mod stores;
 pub mod telemetry;
 pub mod tls;
 pub mod webhook;

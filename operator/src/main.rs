@@ -12,7 +12,7 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let Command::Run(args) = Cli::parse().command;
-    match app::run(args) {
+    match app::run(*args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // Standard error may be closed; the exit status says it all the same.

@@ -1,3 +1,4 @@
-//! Placeholder until the routes of admission are merged.
+//! Admission.
 
+pub mod inject;
 pub mod server;

@@ -1,5 +1,6 @@
 //! Whether an object is valid by itself, and whether its upstream is granted.
 
+use std::borrow::Borrow;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
@@ -27,9 +28,9 @@ struct Provider<'a> {
 }
 
 impl<'a> Judge<'a> {
-    pub(super) fn new(providers: &'a [NexusProvider], grants: &'a Grants) -> Self {
+    pub(super) fn new<P: Borrow<NexusProvider>>(providers: &'a [P], grants: &'a Grants) -> Self {
         let mut known = BTreeMap::new();
-        for object in providers {
+        for object in providers.iter().map(Borrow::borrow) {
             // Names are unique in a cluster; of local files the first one counts.
             known
                 .entry(object.metadata.name.as_deref().unwrap_or_default())
@@ -49,7 +50,10 @@ impl<'a> Judge<'a> {
     }
 
     /// One verdict for each provider.
-    pub(super) fn provider_verdicts(&self, providers: &[NexusProvider]) -> Vec<Verdict> {
+    pub(super) fn provider_verdicts<P: Borrow<NexusProvider>>(
+        &self,
+        providers: &[P],
+    ) -> Vec<Verdict> {
         let verdict = |(index, object): (usize, &NexusProvider)| {
             let name = object.name_any();
             let known = self.providers.get(name.as_str());
@@ -72,7 +76,8 @@ impl<'a> Judge<'a> {
                 warnings: warnings::provider(object),
             }
         };
-        providers.iter().enumerate().map(verdict).collect()
+        let objects = providers.iter().map(Borrow::borrow);
+        objects.enumerate().map(verdict).collect()
     }
 
     /// Judges a merged route by itself.

@@ -2,6 +2,8 @@ mod faults;
 mod grants;
 mod warnings;
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 
 use super::*;
@@ -10,6 +12,8 @@ use crate::matcher::{LoadError, Matcher};
 
 const ID_1: &str = "11111111-1111-4111-8111-111111111111";
 const ID_2: &str = "22222222-2222-4222-8222-222222222222";
+/// No provider.
+const NOBODY: &[NexusProvider] = &[];
 
 #[expect(clippy::needless_pass_by_value, reason = "reads better with literals")]
 fn route(name: &str, spec: Value) -> NexusRoute {
@@ -206,7 +210,7 @@ fn of_two_different_routes_for_a_provider_the_older_wins() {
         route_in("agents", "a", 2, minimal("t")),
         route_in("agents", "z", 1, other.clone()),
     ];
-    let compiled = compile(&routes, &[], &grants);
+    let compiled = compile(&routes, NOBODY, &grants);
     assert_eq!(
         reasons(&compiled),
         [Reason::ProviderConflict, Reason::Accepted]
@@ -215,7 +219,7 @@ fn of_two_different_routes_for_a_provider_the_older_wins() {
         route_in("agents", "z", 1, other.clone()),
         route_in("agents", "a", 1, minimal("t")),
     ];
-    let compiled = compile(&same_age, &[], &grants);
+    let compiled = compile(&same_age, NOBODY, &grants);
     assert_eq!(
         reasons(&compiled),
         [Reason::ProviderConflict, Reason::Accepted]
@@ -284,9 +288,27 @@ fn the_result_depends_on_the_objects_and_not_on_their_order() {
         inline_upstreams: InlineUpstreams::Allow,
         ..ClusterGrants::default()
     });
-    let forward = compile(&routes, &[], &grants).tables;
+    let forward = compile(&routes, NOBODY, &grants).tables;
     routes.reverse();
-    assert_eq!(compile(&routes, &[], &grants).tables, forward);
+    assert_eq!(compile(&routes, NOBODY, &grants).tables, forward);
+}
+
+#[test]
+fn shared_objects_are_judged_as_owned_ones() {
+    let routes = [
+        route("a", minimal("t")),
+        route("b", json!({"provider": "b"})),
+    ];
+    let providers = [provider(
+        "p",
+        json!({"upstream": {"url": "https://h.example"}}),
+    )];
+    let shared: Vec<Arc<NexusRoute>> = routes.iter().cloned().map(Arc::new).collect();
+    let granted: Vec<Arc<NexusProvider>> = providers.iter().cloned().map(Arc::new).collect();
+    for grants in [Grants::Local, cluster(ClusterGrants::default())] {
+        let owned = compile(&routes, &providers, &grants);
+        assert_eq!(compile(&shared, &granted, &grants), owned);
+    }
 }
 
 #[test]

@@ -1,15 +1,16 @@
 //! Table to bytes and back.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use schemars::generate::SchemaSettings;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::table::{FORMAT, RouteTable, TableRoute};
+use crate::table::compact::CompactRoute;
+use crate::table::{FORMAT, OLDEST_WRITABLE, RouteTable, TableRoute};
 
 /// JSON beyond this size is compressed.
 const COMPRESS_ABOVE: usize = 256 * 1024;
@@ -43,10 +44,18 @@ pub enum TableError {
     Json(#[source] serde_json::Error),
     /// Compression failed or the compressed bytes are damaged.
     #[error("the compressed route table is damaged")]
-    Gzip(#[source] std::io::Error),
+    Gzip(#[source] io::Error),
     /// Larger than any table.
     #[error("the route table is larger than {MAX_SIZE} bytes")]
     TooLarge,
+    /// Asked to write a format that this version does not have.
+    #[error(
+        "route tables are written in the formats {OLDEST_WRITABLE} to {FORMAT}, not in {format}"
+    )]
+    Unwritable {
+        /// The format asked for.
+        format: u32,
+    },
     /// Written for newer readers only.
     #[error(
         "the route table needs a reader of format {min_reader}, this one reads {FORMAT}; upgrade the sidecar"
@@ -66,19 +75,92 @@ pub enum TableError {
     },
 }
 
+/// A table as it is written.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Wire<'a> {
+    format: u32,
+    min_reader: u32,
+    revision: u64,
+    hash: &'a str,
+    namespace: &'a str,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    ca_certificates: &'a str,
+    routes: Routes<'a>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Routes<'a> {
+    Plain(&'a [TableRoute]),
+    Compact(Vec<CompactRoute<'a>>),
+}
+
 impl RouteTable {
-    /// The wire form: JSON, gzip-compressed above 256 KiB. Equal tables have equal bytes.
+    /// The wire form in the newest format, see [`Self::encode_as`].
     pub fn encode(&self) -> Result<Encoded, TableError> {
-        let json = serde_json::to_vec(self).map_err(TableError::Json)?;
+        self.encode_as(FORMAT)
+    }
+
+    /// The wire form in a format from [`OLDEST_WRITABLE`] to [`FORMAT`]: JSON, gzip-compressed above 256 KiB. Equal
+    /// tables have equal bytes. An error is a format that is not written, or a table that no reader would take.
+    pub fn encode_as(&self, format: u32) -> Result<Encoded, TableError> {
+        let json = self.json(format)?;
         if json.len() <= COMPRESS_ABOVE {
             return Ok(Encoded::Json(json));
         }
-        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
-        encoder
-            .write_all(&json)
-            .and_then(|()| encoder.finish())
+        compress(&json, usize::MAX)
             .map(Encoded::Gzip)
             .map_err(TableError::Gzip)
+    }
+
+    /// Whether the wire form is one that readers take and has at most `limit` bytes.
+    pub(crate) fn fits(&self, format: u32, limit: usize) -> Result<bool, TableError> {
+        let json = match self.json(format) {
+            Ok(json) => json,
+            Err(TableError::TooLarge) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        if json.len() <= COMPRESS_ABOVE {
+            return Ok(json.len() <= limit);
+        }
+        match compress(&json, limit) {
+            Ok(_) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::QuotaExceeded => Ok(false),
+            Err(error) => Err(TableError::Gzip(error)),
+        }
+    }
+
+    fn json(&self, format: u32) -> Result<Vec<u8>, TableError> {
+        let Self {
+            format: _,
+            min_reader: _,
+            revision,
+            hash,
+            namespace,
+            ca_certificates,
+            routes,
+        } = self;
+        let routes = match format {
+            1 => Routes::Plain(routes),
+            2 => Routes::Compact(routes.iter().map(CompactRoute::from).collect()),
+            _ => return Err(TableError::Unwritable { format }),
+        };
+        let wire = Wire {
+            format,
+            // A reader of format 1 would find a connection without id in every block.
+            min_reader: format,
+            revision: *revision,
+            hash,
+            namespace,
+            ca_certificates,
+            routes,
+        };
+        let json = serde_json::to_vec(&wire).map_err(TableError::Json)?;
+        if json.len() as u64 > MAX_SIZE {
+            return Err(TableError::TooLarge);
+        }
+        Ok(json)
     }
 
     /// Reads a table, compressed or not.
@@ -100,6 +182,33 @@ impl RouteTable {
             Ok(table) => readable(table.min_reader).map(|()| table),
             Err(error) => decode_tolerantly(json, error),
         }
+    }
+}
+
+/// Compresses; more than `limit` bytes are `QuotaExceeded`, found before all of the input was looked at.
+fn compress(json: &[u8], limit: usize) -> io::Result<Vec<u8>> {
+    let bytes = Vec::new();
+    let mut encoder = GzEncoder::new(Limited { bytes, limit }, Compression::default());
+    encoder.write_all(json)?;
+    encoder.finish().map(|limited| limited.bytes)
+}
+
+struct Limited {
+    bytes: Vec<u8>,
+    limit: usize,
+}
+
+impl Write for Limited {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if bytes.len() > self.limit - self.bytes.len() {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -10,7 +10,7 @@ use flate2::write::GzEncoder;
 use libfuzzer_sys::fuzz_target;
 use nexus_crds::admitted::Admitted;
 use nexus_crds::matcher::{CompiledRoute, LoadError, Matcher};
-use nexus_crds::table::RouteTable;
+use nexus_crds::table::{FORMAT, OLDEST_WRITABLE, RouteTable};
 use nexus_sidecar::identity::Identity;
 
 fuzz_target!(|data: &[u8]| {
@@ -40,10 +40,17 @@ fn gzip(data: &[u8]) -> Vec<u8> {
 }
 
 fn survives_the_wire(table: &RouteTable) {
-    let encoded = table.encode().expect("what was read can be written");
-    let again = RouteTable::decode(encoded.as_bytes()).expect("what was written can be read");
-    assert_eq!(&again, table);
-    assert_eq!(again.content_hash(), table.content_hash());
+    for format in OLDEST_WRITABLE..=FORMAT {
+        let encoded = table.encode_as(format).expect("what was read can be written");
+        let again = RouteTable::decode(encoded.as_bytes()).expect("what was written can be read");
+        let expected = RouteTable {
+            format,
+            min_reader: format,
+            ..table.clone()
+        };
+        assert_eq!(again, expected);
+        assert_eq!(again.content_hash(), table.content_hash());
+    }
 }
 
 fn finds_every_route(table: &RouteTable, matcher: &Matcher<CompiledRoute>) {
@@ -111,6 +118,8 @@ fn is_narrowed(table: &RouteTable) {
         tenants: BTreeSet::new(),
         labels,
         service_account,
+        table_format: FORMAT,
+        sidecar_version: String::new(),
     };
     for (identity, pod) in [
         (Identity::unknown(), None),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::assets;
 use crate::clients;
 use crate::fuzz;
 use crate::generate;
@@ -50,13 +51,15 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
     fuzz::fuzz(FUZZ_SECONDS, &[])
 }
 
-/// Installs the clients, builds the sidecar for release and runs every test against it.
+/// Installs the clients and the control plane, builds the sidecar for release and runs every test against it.
 pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
     clients::install()?;
+    let assets = assets::assets()?;
     build_release()?;
     step("tests", || {
         run(cargo(&["test", "--workspace"])
             .args(arguments)
+            .envs(assets.environment())
             .env("NEXUS_SIDECAR_BIN", release()))
     })
 }

@@ -2,6 +2,7 @@
 //!
 //! A person and CI run the same ones. Each step says its name and how long it took.
 
+mod assets;
 mod ci;
 mod clients;
 mod fuzz;
@@ -24,7 +25,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Task {
-    /// Installs the test clients, builds the sidecar for release and runs every test against it.
+    /// Installs the test clients and the Kubernetes control plane, builds the sidecar for release and runs every test.
     Test {
         /// Passed to `cargo test`, after `--workspace`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -32,6 +33,9 @@ enum Task {
     },
     /// Only installs the test clients, for running single tests with `cargo test`.
     Clients,
+    /// Finds or builds the Kubernetes control plane and the helm that the operator's tests use, and prints the
+    /// variables that `cargo test` needs to find them.
+    Assets,
     /// Everything that must pass before a change lands.
     Ci,
     /// Runs a sidecar for minutes against a control plane that fails, and judges every request that comes out.
@@ -66,6 +70,7 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Task::Test { arguments } => ci::test(&arguments),
         Task::Clients => clients::install(),
+        Task::Assets => print_assets(),
         Task::Ci => ci::run_ci(),
         Task::Soak {
             minutes,
@@ -75,4 +80,12 @@ fn main() -> anyhow::Result<()> {
         Task::Fuzz { seconds, targets } => fuzz::fuzz(seconds, &targets),
         Task::Generate { check } => generate::run(check),
     }
+}
+
+#[expect(clippy::print_stdout, reason = "a command line tool's output")]
+fn print_assets() -> anyhow::Result<()> {
+    for (name, value) in assets::assets()?.environment() {
+        println!("{name}={}", value.display());
+    }
+    Ok(())
 }

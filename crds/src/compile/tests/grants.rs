@@ -63,7 +63,7 @@ fn in_a_cluster_an_upstream_needs_a_grant() {
         (cluster(allow), Reason::Accepted),
     ] {
         assert_eq!(
-            reasons(&compile(&routes, &[], &grants)),
+            reasons(&compile(&routes, NOBODY, &grants)),
             [expected],
             "{grants:?}"
         );
@@ -74,7 +74,7 @@ fn in_a_cluster_an_upstream_needs_a_grant() {
 fn a_refused_origin_says_what_an_administrator_would_apply() {
     let compiled = compile(
         &[route("r", minimal("t"))],
-        &[],
+        NOBODY,
         &cluster(ClusterGrants::default()),
     );
     let message = compiled.verdicts[0].result.clone().unwrap_err().message;
@@ -96,11 +96,11 @@ fn clear_text_needs_the_clusters_consent_too() {
     };
     let routes = [route("r", spec)];
     assert_eq!(
-        reasons(&compile(&routes, &[], &grants(false))),
+        reasons(&compile(&routes, NOBODY, &grants(false))),
         [Reason::InvalidUpstream]
     );
     assert_eq!(
-        reasons(&compile(&routes, &[], &grants(true))),
+        reasons(&compile(&routes, NOBODY, &grants(true))),
         [Reason::Accepted]
     );
 }
@@ -124,7 +124,7 @@ fn a_connection_belongs_to_the_namespace_that_named_it_first() {
         })
     };
     let (yes, no) = (Reason::Accepted, Reason::ConnectionClaimed);
-    let compiled = compile(&routes, &[], &grants(BTreeMap::new()));
+    let compiled = compile(&routes, NOBODY, &grants(BTreeMap::new()));
     assert_eq!(reasons(&compiled), [no, yes, yes, no]);
     let field = compiled.verdicts[3].result.clone().unwrap_err().field;
     assert_eq!(field, "spec.connections[0].keyConnectionId");
@@ -132,7 +132,7 @@ fn a_connection_belongs_to_the_namespace_that_named_it_first() {
         ("b".to_owned(), ConnectionGrant::from_annotation(ID_1)),
         ("c".to_owned(), ConnectionGrant::All),
     ];
-    let compiled = compile(&routes, &[], &grants(shared.into()));
+    let compiled = compile(&routes, NOBODY, &grants(shared.into()));
     assert_eq!(reasons(&compiled), [yes, yes, yes, yes]);
     assert_eq!(reasons(&local(&routes, &[])), [yes, yes, yes, yes]);
 }
@@ -150,7 +150,7 @@ fn a_refused_route_claims_nothing() {
         ..ClusterGrants::default()
     });
     assert_eq!(
-        reasons(&compile(&routes, &[], &grants)),
+        reasons(&compile(&routes, NOBODY, &grants)),
         [Reason::InvalidUpstream, Reason::Accepted]
     );
 }

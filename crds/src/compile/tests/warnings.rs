@@ -124,7 +124,7 @@ fn selectors_are_pointed_out_where_there_may_be_no_pod() {
             inline_upstreams: InlineUpstreams::Allow,
             ..ClusterGrants::default()
         });
-        let compiled = compile(&[route("r", quiet(extra.clone()))], &[], &grants);
+        let compiled = compile(&[route("r", quiet(extra.clone()))], NOBODY, &grants);
         assert_eq!(reasons(&compiled), [Reason::Accepted]);
         let fields = compiled.verdicts[0]
             .warnings

@@ -1,0 +1,41 @@
+//! What there is to say about a pod, collected while it is judged, so that one answer names every mistake.
+
+use std::fmt::Display;
+
+/// More are counted and not named: the answer is an event, a condition or a line of kubectl.
+const NAMED: usize = 8;
+
+/// Why a pod cannot have a sidecar, and what its owner should know.
+#[derive(Debug, Default)]
+pub(super) struct Findings {
+    refusals: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Findings {
+    /// The pod cannot have a sidecar because of `field`; `why` ends with what to do.
+    pub(super) fn refuse(&mut self, field: impl Display, why: impl Display) {
+        self.refusals.push(format!("{field}: {why}"));
+    }
+
+    /// The pod can have a sidecar, yet something about `field` is probably not meant.
+    pub(super) fn warn(&mut self, field: impl Display, why: impl Display) {
+        self.warnings.push(format!("{field}: {why}"));
+    }
+
+    /// The warnings, or all refusals in one text.
+    pub(super) fn into_warnings(self) -> Result<Vec<String>, String> {
+        if self.refusals.is_empty() {
+            return Ok(self.warnings);
+        }
+        let named = self.refusals.len().min(NAMED);
+        let mut message = format!(
+            "the annotation nexus.io/inject asks for a sidecar that this pod cannot have: {}",
+            self.refusals[..named].join("; ")
+        );
+        if self.refusals.len() > named {
+            message += &format!("; and {} more", self.refusals.len() - named);
+        }
+        Err(message)
+    }
+}

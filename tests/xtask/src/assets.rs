@@ -1,0 +1,148 @@
+//! The Kubernetes control plane that the operator's tests run against: etcd, kube-apiserver, kube-controller-manager
+//! and kubectl, and helm for the chart. `KUBEBUILDER_ASSETS` names a folder that has them; else they are built once
+//! from their Go modules into the user's cache.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+
+use crate::step::{command, repository, run, step, succeeds};
+
+/// Release of Kubernetes; `tests/cluster/go.mod` names the same.
+const KUBERNETES: &str = "v1.35.4";
+/// Release of Helm.
+const HELM: &str = "v3.22.0";
+/// Names that the one program is called by.
+const COMPONENTS: [&str; 7] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kube-proxy",
+    "kube-scheduler",
+    "kubectl",
+    "kubelet",
+];
+/// What the tests call.
+const NEEDED: [&str; 4] = [
+    "etcd",
+    "kube-apiserver",
+    "kube-controller-manager",
+    "kubectl",
+];
+
+/// Where the tests find their programs.
+pub(crate) struct Assets {
+    /// Folder of the control plane.
+    pub(crate) folder: PathBuf,
+    /// The program `helm`.
+    pub(crate) helm: PathBuf,
+}
+
+impl Assets {
+    /// Variables that tell the tests.
+    pub(crate) fn environment(&self) -> [(&'static str, OsString); 2] {
+        [
+            ("KUBEBUILDER_ASSETS", self.folder.clone().into()),
+            ("NEXUS_HELM", self.helm.clone().into()),
+        ]
+    }
+}
+
+/// Finds or builds them.
+pub(crate) fn assets() -> anyhow::Result<Assets> {
+    let folder = match std::env::var_os("KUBEBUILDER_ASSETS") {
+        Some(given) => given.into(),
+        None => built("kubernetes", KUBERNETES, kubernetes)?,
+    };
+    for program in NEEDED {
+        if !folder.join(program).exists() {
+            bail!(
+                "{} has no {program}; unset KUBEBUILDER_ASSETS to have all of them built",
+                folder.display()
+            );
+        }
+    }
+    let helm = if succeeds(&mut command("helm", &["version"])) {
+        "helm".into()
+    } else {
+        built("helm", HELM, helm)?.join("helm")
+    };
+    Ok(Assets { folder, helm })
+}
+
+/// The folder of a program in the cache; `build` fills it if there is none for the version and the sources.
+fn built(
+    name: &str,
+    version: &str,
+    build: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> anyhow::Result<PathBuf> {
+    let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
+        (Some(cache), _) => PathBuf::from(cache),
+        (None, Some(home)) => PathBuf::from(home).join(".cache"),
+        (None, None) => bail!("neither XDG_CACHE_HOME nor HOME says where to keep what is built"),
+    }
+    .join("nexus-tests");
+    let folder = cache.join(format!("{name}-{version}"));
+    if folder.exists() {
+        return Ok(folder);
+    }
+    if !succeeds(&mut command("go", &["version"])) {
+        bail!(
+            "{name} {version} is built from its Go modules: install Go 1.25 or newer, or set KUBEBUILDER_ASSETS and put helm on the PATH"
+        );
+    }
+    step(&format!("build {name} {version}"), || {
+        std::fs::create_dir_all(&cache)?;
+        // Beside its place and then renamed, so that a build that was stopped leaves nothing that looks whole.
+        let unfinished = tempfile::Builder::new()
+            .prefix(".building-")
+            .tempdir_in(&cache)?;
+        build(unfinished.path())?;
+        match std::fs::rename(unfinished.path(), &folder) {
+            Ok(()) => drop(unfinished.keep()),
+            // Another run was faster.
+            Err(_) if folder.exists() => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot make {}", folder.display()));
+            }
+        }
+        Ok(())
+    })?;
+    Ok(folder)
+}
+
+fn kubernetes(folder: &Path) -> anyhow::Result<()> {
+    // Without these every component takes itself for a development build and names no version.
+    let minor = KUBERNETES.split('.').nth(1).unwrap_or_default();
+    let flags = [
+        ("gitVersion", KUBERNETES),
+        ("gitMajor", "1"),
+        ("gitMinor", minor),
+        ("gitTreeState", "clean"),
+    ]
+    .map(|(name, value)| format!("-X k8s.io/component-base/version.{name}={value}"))
+    .join(" ");
+    let program = folder.join("kubernetes");
+    run(command("go", &["build", "-trimpath", "-ldflags"])
+        .arg(format!("-s -w {flags}"))
+        .arg("-o")
+        .arg(&program)
+        .arg(".")
+        .env("CGO_ENABLED", "0")
+        .current_dir(repository().join("tests/cluster")))?;
+    for component in COMPONENTS {
+        std::os::unix::fs::symlink("kubernetes", folder.join(component))?;
+    }
+    Ok(())
+}
+
+fn helm(folder: &Path) -> anyhow::Result<()> {
+    let package = format!("helm.sh/helm/v3/cmd/helm@{HELM}");
+    run(
+        command("go", &["install", "-trimpath", "-ldflags", "-s -w"])
+            .arg(package)
+            .env("CGO_ENABLED", "0")
+            .env("GOBIN", folder),
+    )
+}
