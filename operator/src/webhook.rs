@@ -23,6 +23,7 @@ use crate::stores::Stores;
 
 pub mod inject;
 mod review;
+pub mod server;
 
 use inject::{Decision, InjectConfig, inject};
 use review::{Refusal, Review};
