@@ -1,3 +1,4 @@
 //! Admission.
 
 pub mod inject;
+pub mod server;
