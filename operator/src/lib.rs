@@ -6,6 +6,8 @@
 pub mod admin;
 pub mod app;
 pub mod args;
+mod compiler;
+pub mod controller;
 mod gateway;
 pub mod lease;
 pub mod metrics;

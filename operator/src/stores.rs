@@ -9,6 +9,7 @@ pub(crate) mod pods;
 pub(crate) mod touched;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -45,6 +46,13 @@ pub(crate) type Read<K> = Result<Arc<K>, Arc<InvalidObject>>;
 /// Everything that was seen. Cheap to clone.
 #[derive(Clone)]
 pub struct Stores(Arc<Inner>);
+
+impl fmt::Debug for Stores {
+    /// Without the objects: there may be thousands.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stores").finish_non_exhaustive()
+    }
+}
 
 struct Inner {
     routes: Collection<Read<NexusRoute>>,
@@ -152,6 +160,13 @@ impl Stores {
             gateway_urls: self.0.gateway_urls.load().as_ref().clone(),
             connections: connections.collect(),
         }
+    }
+
+    /// How many NexusRoutes cannot be read.
+    pub(crate) fn unreadable_routes(&self) -> i64 {
+        let routes = self.0.routes.all();
+        let unreadable = routes.iter().filter(|route| route.is_err()).count();
+        unreadable.try_into().unwrap_or(i64::MAX)
     }
 
     /// The NexusRoutes of a namespace, by name, also those that cannot be read.
