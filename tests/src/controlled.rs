@@ -63,7 +63,11 @@ impl Scene {
     /// `kubectl` in this namespace.
     pub fn kubectl(&self, arguments: &[&str]) -> Answer {
         let namespace = format!("--namespace={}", self.namespace);
-        let all: Vec<&str> = [namespace.as_str()].iter().chain(arguments).copied().collect();
+        let all: Vec<&str> = [namespace.as_str()]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
         self.cluster.kubectl(&all)
     }
 
@@ -100,7 +104,8 @@ impl Scene {
 
     /// The ConfigMap.
     pub fn config_map(&self) -> Option<Value> {
-        self.cluster.get(&self.namespace, "configmap", "nexus-routes")
+        self.cluster
+            .get(&self.namespace, "configmap", "nexus-routes")
     }
 
     /// The table of the ConfigMap, if there is one.
@@ -153,11 +158,15 @@ impl Scene {
 fn operator(cluster: &'static Cluster) -> Arc<Operator> {
     // Weak, since nothing drops what a process holds to its end: the last test that uses it ends it.
     static SHARED: Mutex<(Option<Installation>, Weak<Operator>)> = Mutex::new((None, Weak::new()));
-    let mut shared = SHARED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut shared = SHARED
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner);
     if let Some(operator) = shared.1.upgrade() {
         return operator;
     }
-    let installation = shared.0.get_or_insert_with(|| Installation::new(cluster, &[]));
+    let installation = shared
+        .0
+        .get_or_insert_with(|| Installation::new(cluster, &[]));
     let port = installation.port();
     let operator = Arc::new(installation.start_with("operator-0", port, &QUICK));
     shared.1 = Arc::downgrade(&operator);
@@ -169,11 +178,7 @@ fn operator(cluster: &'static Cluster) -> Arc<Operator> {
 /// # Panics
 ///
 /// When it does not, showing what it found last and what the operator said.
-pub fn wait<T>(
-    what: &str,
-    operator: &Operator,
-    mut look: impl FnMut() -> Result<T, String>,
-) -> T {
+pub fn wait<T>(what: &str, operator: &Operator, mut look: impl FnMut() -> Result<T, String>) -> T {
     let start = Instant::now();
     loop {
         let found = match look() {
@@ -206,7 +211,9 @@ pub fn provider(name: &str) -> Value {
 /// When `fields` is no object.
 pub fn route(namespace: &str, name: &str, provider: &str, fields: &Value) -> Value {
     let mut spec = json!({"provider": provider});
-    spec.as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    spec.as_object_mut()
+        .unwrap()
+        .extend(fields.as_object().unwrap().clone());
     json!({
         "apiVersion": "nexus.io/v1alpha1",
         "kind": "NexusRoute",
@@ -235,7 +242,10 @@ pub fn file(config_map: &Value) -> (String, Vec<u8>) {
         files.push((name.clone(), text.as_str().unwrap().as_bytes().to_vec()));
     }
     for (name, text) in config_map["binaryData"].as_object().into_iter().flatten() {
-        files.push((name.clone(), BASE64_STANDARD.decode(text.as_str().unwrap()).unwrap()));
+        files.push((
+            name.clone(),
+            BASE64_STANDARD.decode(text.as_str().unwrap()).unwrap(),
+        ));
     }
     assert_eq!(files.len(), 1, "{config_map}");
     files.remove(0)

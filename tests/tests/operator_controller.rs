@@ -38,27 +38,47 @@ fn a_route_becomes_a_table_conditions_and_an_event() {
     });
     let columns = scene.kubectl(&["get", "nxr"]).ok();
     let cells = |line: usize| -> Vec<&str> {
-        columns.lines().nth(line).unwrap().split_whitespace().collect()
+        columns
+            .lines()
+            .nth(line)
+            .unwrap()
+            .split_whitespace()
+            .collect()
     };
-    let head = ["NAME", "PROVIDER", "UPSTREAM", "ACCEPTED", "PROGRAMMED", "PODS", "AGE"];
+    let head = [
+        "NAME",
+        "PROVIDER",
+        "UPSTREAM",
+        "ACCEPTED",
+        "PROGRAMMED",
+        "PODS",
+        "AGE",
+    ];
     assert_eq!(cells(0), head);
     let row = ["api", &scene.namespace, "True", "True", "0"];
     assert_eq!(cells(1)[..5], row, "{columns}");
 
     // Another spec: another table with a higher revision, the same times, and nothing to tell.
     let patch = json!({"spec": connections(2)}).to_string();
-    scene.kubectl(&["patch", "nxr", "api", "--type=merge", "--patch", &patch]).ok();
+    scene
+        .kubectl(&["patch", "nxr", "api", "--type=merge", "--patch", &patch])
+        .ok();
     let patched = scene.until("api", "Accepted", "Programmed");
     assert_eq!(patched["status"]["observedGeneration"], 2);
     let time = |route: &Value| condition(route, "Programmed")["lastTransitionTime"].clone();
     assert_eq!(time(&patched), time(&route));
     let second = scene.table().unwrap();
-    assert_eq!(second.routes[0].connections[0].id.to_string(), connection(2));
+    assert_eq!(
+        second.routes[0].connections[0].id.to_string(),
+        connection(2)
+    );
     assert!(second.revision > first.revision);
 
     // A mistake takes the route away and says so.
     let patch = json!({"spec": {"upstream": {"url": "https://evil.example.com"}}}).to_string();
-    scene.kubectl(&["patch", "nxr", "api", "--type=merge", "--patch", &patch]).ok();
+    scene
+        .kubectl(&["patch", "nxr", "api", "--type=merge", "--patch", &patch])
+        .ok();
     let refused = scene.until("api", "OriginNotGranted", "Pending");
     let message = condition(&refused, "Accepted")["message"].as_str().unwrap();
     assert!(message.contains("https://evil.example.com"), "{message}");
@@ -67,7 +87,11 @@ fn a_route_becomes_a_table_conditions_and_an_event() {
         let told = reasons(&scene, "api");
         let found = told == ["Normal Programmed", "Warning OriginNotGranted"]
             || told == ["Warning OriginNotGranted", "Normal Programmed"];
-        if found { Ok(()) } else { Err(format!("{told:?}")) }
+        if found {
+            Ok(())
+        } else {
+            Err(format!("{told:?}"))
+        }
     });
 
     scene.kubectl(&["delete", "nxr", "api"]).ok();
@@ -82,9 +106,15 @@ fn what_can_be_judged_alone_is_refused_with_a_message() {
     let scene = Scene::new("schema");
     let url = |url: &str| json!({"upstream": {"url": url}});
     for (fields, message) in [
-        (url("http://api.example.com"), "an http:// upstream needs allowInsecure: true"),
+        (
+            url("http://api.example.com"),
+            "an http:// upstream needs allowInsecure: true",
+        ),
         (json!({"provider": "Bad Name"}), "spec.provider"),
-        (json!({"limits": {"burst": 3}}), "burst needs requestsPerSecond"),
+        (
+            json!({"limits": {"burst": 3}}),
+            "burst needs requestsPerSecond",
+        ),
         (json!({"upstreams": {}}), "unknown field \"spec.upstreams\""),
     ] {
         let said = scene.apply(&scene.route("bad", &fields)).refused();
@@ -93,7 +123,10 @@ fn what_can_be_judged_alone_is_refused_with_a_message() {
     let mut unnamed = scene.route(&format!("{}-with-a-name", "x".repeat(60)), &json!({}));
     unnamed["spec"].as_object_mut().unwrap().remove("provider");
     let said = scene.apply(&unnamed).refused();
-    assert!(said.contains("metadata.name is no provider name; set spec.provider"), "{said}");
+    assert!(
+        said.contains("metadata.name is no provider name; set spec.provider"),
+        "{said}"
+    );
     assert!(scene.config_map().is_none());
 }
 
@@ -117,9 +150,7 @@ fn the_older_route_wins_a_conflict_and_the_newer_one_heals_when_it_goes() {
 #[test]
 fn routes_that_differ_in_their_tenants_only_are_one_in_the_table() {
     let scene = Scene::new("merge");
-    let tenant = |tenant: &str, number| {
-        json!({"connections": [{"tenant": tenant, "connectionId": connection(number)}]})
-    };
+    let tenant = |tenant: &str, number| json!({"connections": [{"tenant": tenant, "connectionId": connection(number)}]});
     scene.apply(&scene.route("a", &tenant("one", 21))).ok();
     scene.apply(&scene.route("b", &tenant("two", 22))).ok();
     scene.apply(&scene.route("c", &tenant("one", 23))).ok();
@@ -143,7 +174,13 @@ fn a_connection_belongs_to_the_namespace_that_named_it_first_unless_it_is_shared
     assert!(!message.contains(&first.namespace), "{message}");
 
     let annotate = |value: &str| {
-        let arguments = ["annotate", "--overwrite", "namespace", &second.namespace, value];
+        let arguments = [
+            "annotate",
+            "--overwrite",
+            "namespace",
+            &second.namespace,
+            value,
+        ];
         second.cluster.kubectl(&arguments).ok();
     };
     annotate(&format!("nexus.io/connections={}", connection(31)));
@@ -172,7 +209,10 @@ fn a_provider_that_goes_takes_its_grant_with_it() {
             _ => Err(provider.to_string()),
         }
     });
-    scene.cluster.kubectl(&["delete", "nxp", &scene.namespace]).ok();
+    scene
+        .cluster
+        .kubectl(&["delete", "nxp", &scene.namespace])
+        .ok();
     scene.until("api", "InvalidUpstream", "Pending");
     let mut bad = nexus_tests::controlled::provider(&scene.namespace);
     bad["spec"]["origins"] = json!(["https://*.com"]);
@@ -184,7 +224,9 @@ fn a_provider_that_goes_takes_its_grant_with_it() {
             _ => Err(provider.to_string()),
         }
     });
-    scene.apply(&nexus_tests::controlled::provider(&scene.namespace)).ok();
+    scene
+        .apply(&nexus_tests::controlled::provider(&scene.namespace))
+        .ok();
     scene.until("api", "Accepted", "Programmed");
 }
 
@@ -204,13 +246,23 @@ fn a_config_map_that_was_edited_or_deleted_is_put_back() {
         json!({"immutable": true}),
     ] {
         let text = patch.to_string();
-        let edit = ["patch", "configmap", "nexus-routes", "--type=merge", operator, "--patch", &text];
+        let edit = [
+            "patch",
+            "configmap",
+            "nexus-routes",
+            "--type=merge",
+            operator,
+            "--patch",
+            &text,
+        ];
         scene.kubectl(&edit).ok();
         scene.wait(&format!("no trace of {patch}"), || {
             let Some(config_map) = scene.config_map() else {
                 return Err("none".to_owned());
             };
-            let own = config_map["data"].as_object().is_some_and(|data| data.len() == 1);
+            let own = config_map["data"]
+                .as_object()
+                .is_some_and(|data| data.len() == 1);
             let label = &config_map["metadata"]["labels"]["app.kubernetes.io/managed-by"];
             if own
                 && label == "nexus-operator"
@@ -225,7 +277,9 @@ fn a_config_map_that_was_edited_or_deleted_is_put_back() {
         revision = scene.table().unwrap().revision;
     }
     scene.kubectl(&["delete", "configmap", "nexus-routes"]).ok();
-    scene.until_table("a new one", |table| table.revision > revision && table.routes.len() == 1);
+    scene.until_table("a new one", |table| {
+        table.revision > revision && table.routes.len() == 1
+    });
 }
 
 #[test]
@@ -239,25 +293,34 @@ fn a_table_stays_empty_as_long_as_a_sidecar_may_read_it() {
     scene.pod("old", &json!({"version": 1, "labels": {"app": "a"}}));
     scene.until_table("the oldest format", |table| table.format == 1);
     let newest = nexus_crds::table::FORMAT;
-    scene.pod("new", &json!({"version": 1, "tableFormat": newest, "sidecarVersion": "9.9.9"}));
+    scene.pod(
+        "new",
+        &json!({"version": 1, "tableFormat": newest, "sidecarVersion": "9.9.9"}),
+    );
     let selected = json!({
         "podSelector": {"matchLabels": {"app": "a"}},
         "connections": [{"connectionId": connection(62)}],
     });
     scene.apply(&scene.route("api", &selected)).ok();
-    scene.wait("one of two pods", || match &scene.seen("api")["status"]["boundPods"] {
-        count if *count == 1 => Ok(()),
-        count => Err(count.to_string()),
+    scene.wait("one of two pods", || {
+        match &scene.seen("api")["status"]["boundPods"] {
+            count if *count == 1 => Ok(()),
+            count => Err(count.to_string()),
+        }
     });
     let counted = |version: &str| scene.operator.metric("nexus_operator_sidecars", &[version]);
     assert!(counted("9.9.9") >= 1.0 && counted("unknown") >= 1.0);
 
     scene.kubectl(&["delete", "nxr", "api"]).ok();
     let empty = scene.until_table("an empty table", |table| table.routes.is_empty());
-    scene.kubectl(&["delete", "pod", "old", "--grace-period=0", "--force"]).ok();
+    scene
+        .kubectl(&["delete", "pod", "old", "--grace-period=0", "--force"])
+        .ok();
     let raised = scene.until_table("the newest format", |table| table.format == newest);
     assert!(raised.revision > empty.revision && raised.routes.is_empty());
-    scene.kubectl(&["delete", "pod", "new", "--grace-period=0", "--force"]).ok();
+    scene
+        .kubectl(&["delete", "pod", "new", "--grace-period=0", "--force"])
+        .ok();
     scene.wait("no ConfigMap", || match scene.config_map() {
         None => Ok(()),
         Some(left) => Err(left.to_string()),
@@ -275,7 +338,9 @@ fn pods_that_ask_for_a_sidecar_and_have_none_are_found() {
         "spec": {"containers": [{"name": "agent", "image": "localhost/agent:1"}]},
     });
     scene.apply(&pod).ok();
-    scene.kubectl(&["annotate", "pod", "naked", "nexus.io/inject=true"]).ok();
+    scene
+        .kubectl(&["annotate", "pod", "naked", "nexus.io/inject=true"])
+        .ok();
     scene.wait("the gauge", || {
         let name = "nexus_operator_annotated_pods_without_sidecar";
         match scene.operator.metric(name, &[]) {
@@ -285,7 +350,9 @@ fn pods_that_ask_for_a_sidecar_and_have_none_are_found() {
     });
     scene.wait("one event", || {
         let field = "--field-selector=reason=SidecarMissing,regarding.name=naked";
-        let told = scene.kubectl(&["get", "events.events.k8s.io", field, "--output=name"]).ok();
+        let told = scene
+            .kubectl(&["get", "events.events.k8s.io", field, "--output=name"])
+            .ok();
         match told.lines().count() {
             1 => Ok(()),
             count => Err(count.to_string()),
@@ -309,19 +376,36 @@ fn the_real_sidecar_loads_every_table_that_is_written() {
             scene.pod("old", &json!({"version": 1}));
         }
         let route = scene.route("api", &fields).to_string();
-        let apply = ["apply", "--server-side", "--force-conflicts", "--filename=-"];
+        let apply = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--filename=-",
+        ];
         scene.cluster.kubectl_with(&apply, &route).ok();
         let format = if oldest { 1 } else { nexus_crds::table::FORMAT };
         let count = fields["connections"].as_array().unwrap().len();
         let table = scene.until_table(&format!("{name} in format {format}"), |table| {
-            table.format == format && table.routes.first().is_some_and(|route| route.connections.len() == count)
+            table.format == format
+                && table
+                    .routes
+                    .first()
+                    .is_some_and(|route| route.connections.len() == count)
         });
         let (found, bytes) = file(&scene.config_map().unwrap());
         assert_eq!(found, name);
-        let folder = scene.cluster.scratch(&format!("load-{name}-{format}-{count}"));
+        let folder = scene
+            .cluster
+            .scratch(&format!("load-{name}-{format}-{count}"));
         std::fs::write(folder.join(found), bytes).unwrap();
-        let check = sidecar::command(["check".as_ref(), folder.as_os_str()]).output().unwrap();
-        assert!(check.status.success(), "{} {table:?}", String::from_utf8_lossy(&check.stderr));
+        let check = sidecar::command(["check".as_ref(), folder.as_os_str()])
+            .output()
+            .unwrap();
+        assert!(
+            check.status.success(),
+            "{} {table:?}",
+            String::from_utf8_lossy(&check.stderr)
+        );
     }
 }
 
@@ -332,7 +416,10 @@ fn what_is_as_it_should_be_is_not_written_again() {
     scene.until("api", "Accepted", "Programmed");
     let versions = || {
         let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
-        [version(&scene.seen("api")), version(&scene.config_map().unwrap())]
+        [
+            version(&scene.seen("api")),
+            version(&scene.config_map().unwrap()),
+        ]
     };
     let before = versions();
     // Several counts of pods, and a change that makes everything compile again.
@@ -343,12 +430,25 @@ fn what_is_as_it_should_be_is_not_written_again() {
     assert_eq!(versions(), before);
 
     // Somebody else's words in a condition are taken back.
-    let patch = json!([{"op": "replace", "path": "/status/conditions/0/message", "value": "all is well"}]);
+    let patch =
+        json!([{"op": "replace", "path": "/status/conditions/0/message", "value": "all is well"}]);
     let patch = patch.to_string();
-    let edit = ["patch", "nxr", "api", "--subresource=status", "--type=json", "--patch", &patch];
+    let edit = [
+        "patch",
+        "nxr",
+        "api",
+        "--subresource=status",
+        "--type=json",
+        "--patch",
+        &patch,
+    ];
     scene.kubectl(&edit).ok();
     wait("the condition", &scene.operator, || {
         let text = scene.seen("api")["status"].to_string();
-        if text.contains("all is well") { Err(text) } else { Ok(()) }
+        if text.contains("all is well") {
+            Err(text)
+        } else {
+            Ok(())
+        }
     });
 }
