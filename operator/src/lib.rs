@@ -6,9 +6,13 @@
 pub mod admin;
 pub mod app;
 pub mod args;
+mod compiler;
+pub mod controller;
 mod gateway;
+pub mod lease;
 pub mod metrics;
 pub mod ready;
 pub mod stores;
 pub mod telemetry;
+pub mod tls;
 pub mod webhook;

@@ -9,6 +9,7 @@ pub(crate) mod pods;
 pub(crate) mod touched;
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -45,6 +46,13 @@ pub(crate) type Read<K> = Result<Arc<K>, Arc<InvalidObject>>;
 /// Everything that was seen. Cheap to clone.
 #[derive(Clone)]
 pub struct Stores(Arc<Inner>);
+
+impl fmt::Debug for Stores {
+    /// Without the objects: there may be thousands.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stores").finish_non_exhaustive()
+    }
+}
 
 struct Inner {
     routes: Collection<Read<NexusRoute>>,
@@ -126,12 +134,22 @@ impl Stores {
 
     /// The NexusRoutes that can be read, by namespace and name.
     pub fn routes(&self) -> Vec<Arc<NexusRoute>> {
-        self.0.routes.all().into_iter().filter_map(Result::ok).collect()
+        self.0
+            .routes
+            .all()
+            .into_iter()
+            .filter_map(Result::ok)
+            .collect()
     }
 
     /// The NexusProviders that can be read, by name.
     pub fn providers(&self) -> Vec<Arc<NexusProvider>> {
-        self.0.providers.all().into_iter().filter_map(Result::ok).collect()
+        self.0
+            .providers
+            .all()
+            .into_iter()
+            .filter_map(Result::ok)
+            .collect()
     }
 
     /// A Namespace's metadata.
@@ -152,6 +170,13 @@ impl Stores {
             gateway_urls: self.0.gateway_urls.load().as_ref().clone(),
             connections: connections.collect(),
         }
+    }
+
+    /// How many NexusRoutes cannot be read.
+    pub(crate) fn unreadable_routes(&self) -> i64 {
+        let routes = self.0.routes.all();
+        let unreadable = routes.iter().filter(|route| route.is_err()).count();
+        unreadable.try_into().unwrap_or(i64::MAX)
     }
 
     /// The NexusRoutes of a namespace, by name, also those that cannot be read.
@@ -236,7 +261,12 @@ impl Stores {
         });
         let watch = watcher(Api::all(client.clone()), watcher::Config::default());
         let listed = self.listed();
-        tasks.spawn(providers.follow(Kind::Provider.as_str(), watch.default_backoff(), read, listed));
+        tasks.spawn(providers.follow(
+            Kind::Provider.as_str(),
+            watch.default_backoff(),
+            read,
+            listed,
+        ));
     }
 
     fn watch_namespaces(
@@ -387,7 +417,13 @@ fn noter<K: Resource>(
         if let Some(Err(invalid)) = new
             && is_other(old, new)
         {
-            tracing::warn!(kind, namespace, name, error = invalid.error, "cannot be read; the others are served");
+            tracing::warn!(
+                kind,
+                namespace,
+                name,
+                error = invalid.error,
+                "cannot be read; the others are served"
+            );
         }
     }
 }

@@ -13,17 +13,22 @@
     reason = "a test fails by panicking"
 )]
 
+pub mod admission;
 pub mod agent;
 pub mod answering;
 pub mod apiserver;
 pub mod broker;
+pub mod caller;
 pub mod canary;
 pub mod chart;
 pub mod clients;
+pub mod controlled;
+pub mod forwarder;
 pub mod guarded;
 pub mod mount;
 pub mod names;
 pub mod operator;
+pub mod policies;
 pub mod raw;
 pub mod route;
 pub mod scene;

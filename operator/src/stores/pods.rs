@@ -3,11 +3,8 @@
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
 use kube::core::PartialObjectMeta;
-use nexus_crds::admitted::Admitted;
+use nexus_crds::admitted::{Admitted, OLDEST_TABLE_FORMAT};
 use nexus_crds::names::ADMITTED_ANNOTATION;
-
-/// Table format of a sidecar that does not say what it reads.
-const OLDEST_FORMAT: u32 = 1;
 
 /// A pod with a sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,11 +22,38 @@ impl InjectedPod {
 
     /// Newest table format that its sidecar reads.
     pub(crate) fn table_format(&self) -> u32 {
-        OLDEST_FORMAT
+        let admitted = self.admitted.as_ref();
+        admitted.map_or(OLDEST_TABLE_FORMAT, |admitted| admitted.table_format)
     }
 
     /// Version that injected it.
     pub(crate) fn sidecar_version(&self) -> Option<&str> {
-        None
+        let version = &self.admitted.as_ref()?.sidecar_version;
+        (!version.is_empty()).then_some(version)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_that_does_not_say_what_it_reads_reads_the_oldest() {
+        let pod = |annotations| {
+            let pod = json!({"metadata": {"annotations": annotations}});
+            InjectedPod::new(&serde_json::from_value(pod).unwrap())
+        };
+        let says = r#"{"version":1,"tableFormat":2,"sidecarVersion":"1.2.3"}"#;
+        let says = pod(json!({"nexus.io/admitted": says}));
+        assert_eq!(
+            (says.table_format(), says.sidecar_version()),
+            (2, Some("1.2.3"))
+        );
+        for odd in [json!({}), json!({"nexus.io/admitted": "nonsense"})] {
+            let odd = pod(odd);
+            assert_eq!((odd.table_format(), odd.sidecar_version()), (1, None));
+        }
     }
 }

@@ -1,0 +1,153 @@
+//! Everything that a reconcile of one namespace looks at, read once.
+
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::DynamicObject;
+use kube::discovery::ApiResource;
+use kube::{Api, ResourceExt};
+use nexus_crds::route::{NexusRoute, NexusRouteStatus};
+use nexus_crds::table::format_for;
+
+use crate::compiler::{Outcome, Snapshot};
+use crate::controller::live::Live;
+use crate::controller::memory::Memory;
+use crate::controller::{Context, ReconcileError};
+use crate::stores::Read;
+use crate::stores::pods::InjectedPod;
+
+/// What is, and what was decided.
+pub(crate) struct Gathered {
+    pub(crate) namespace: String,
+    pub(crate) snapshot: Arc<Snapshot>,
+    /// What the compiler says; none without a route that can be read.
+    pub(crate) outcome: Option<Arc<Outcome>>,
+    /// The routes, by name.
+    pub(crate) routes: Vec<Seen>,
+    /// The ConfigMap as the watch shows it.
+    pub(crate) config_map: Option<Arc<ConfigMap>>,
+    /// The ConfigMap as it is.
+    pub(crate) live: Option<Live>,
+    /// The watch is behind what we wrote.
+    pub(crate) behind: bool,
+    /// Table format to write.
+    pub(crate) format: u32,
+    /// Whether there is a pod that may read the table.
+    pub(crate) injected: bool,
+    /// Pods with a sidecar, as last counted.
+    pub(crate) pods: Arc<Vec<Arc<InjectedPod>>>,
+}
+
+/// A route and its status.
+pub(crate) struct Seen {
+    pub(crate) object: Read<NexusRoute>,
+    /// `resourceVersion` of the status, which a write must name.
+    pub(crate) version: Option<String>,
+    pub(crate) status: NexusRouteStatus,
+}
+
+impl Seen {
+    pub(crate) fn metadata(&self) -> &ObjectMeta {
+        crate::stores::metadata(&self.object)
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        self.metadata().name.as_deref().unwrap_or_default()
+    }
+}
+
+/// Reads the stores, and where they are behind, what we wrote.
+pub(crate) async fn gather(
+    namespace: &str,
+    context: &Context,
+    memory: &mut Memory,
+) -> Result<Gathered, ReconcileError> {
+    let stores = &context.stores;
+    let snapshot = context.snapshots.borrow().clone();
+    let outcome = snapshot.namespaces.get(namespace).cloned();
+    let config_map = stores.config_map(namespace);
+    let (live, behind) = memory.config_map.live(config_map.as_deref());
+    memory.revision = memory
+        .revision
+        .max(live.as_ref().and_then(|live| live.revision));
+    // A sidecar that appeared since the last count lowers the format at once; that one went raises it at the next count.
+    let pods = context.pods.within(namespace);
+    let present = stores.pods_within(namespace);
+    let readers = pods.iter().chain(&present).map(|pod| pod.table_format());
+    let objects = stores.routes_within(namespace);
+    let mut routes = Vec::with_capacity(objects.len());
+    for object in objects {
+        routes.push(see(namespace, object, context, memory).await?);
+    }
+    memory
+        .statuses
+        .retain(|name| routes.iter().any(|route| route.name() == name));
+    Ok(Gathered {
+        namespace: namespace.to_owned(),
+        snapshot,
+        outcome,
+        routes,
+        config_map,
+        live,
+        behind,
+        format: format_for(readers),
+        injected: !pods.is_empty() || !present.is_empty(),
+        pods,
+    })
+}
+
+async fn see(
+    namespace: &str,
+    object: Read<NexusRoute>,
+    context: &Context,
+    memory: &mut Memory,
+) -> Result<Seen, ReconcileError> {
+    let metadata = crate::stores::metadata(&object);
+    let name = metadata.name.clone().unwrap_or_default();
+    let seen = metadata.resource_version.clone();
+    if let Some((version, status)) = memory.statuses.known(&name, seen.as_deref()) {
+        return Ok(Seen {
+            object,
+            version,
+            status,
+        });
+    }
+    let (version, status) = match &object {
+        Ok(route) => (seen, route.status.clone().unwrap_or_default()),
+        Err(_) => {
+            // The watch kept only its metadata.
+            let fetched = fetch(namespace, &name, context).await?;
+            let (version, status) = fetched.unwrap_or((seen, NexusRouteStatus::default()));
+            memory
+                .statuses
+                .set(&name, None, version.clone(), status.clone());
+            (version, status)
+        }
+    };
+    Ok(Seen {
+        object,
+        version,
+        status,
+    })
+}
+
+/// The version and status of a route that cannot be read as a whole.
+async fn fetch(
+    namespace: &str,
+    name: &str,
+    context: &Context,
+) -> Result<Option<(Option<String>, NexusRouteStatus)>, ReconcileError> {
+    let resource = ApiResource::erase::<NexusRoute>(&());
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(context.client.clone(), namespace, &resource);
+    let found = api
+        .get_opt(name)
+        .await
+        .map_err(|source| ReconcileError::api("get the NexusRoute", name, source))?;
+    Ok(found.map(|object| {
+        let status = object.data.get("status").cloned().unwrap_or_default();
+        let status = serde_json::from_value(status).unwrap_or_default();
+        (object.resource_version(), status)
+    }))
+}
