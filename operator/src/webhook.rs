@@ -24,6 +24,7 @@ use crate::stores::Stores;
 pub mod inject;
 mod review;
 pub mod server;
+pub mod validate;
 
 use inject::{Decision, InjectConfig, inject};
 use review::{Refusal, Review};
