@@ -21,6 +21,7 @@ pub mod caller;
 pub mod canary;
 pub mod chart;
 pub mod clients;
+pub mod controlled;
 pub mod guarded;
 pub mod mount;
 pub mod names;

@@ -126,8 +126,11 @@ async fn write(
     if let Some(live) = gathered.live.as_ref().filter(|live| !live.foreign.is_empty()) {
         // Server-side apply leaves what others own.
         let patch = Patch::Merge(live.foreign.removal(version.as_deref()));
-        let answer = api.patch(ROUTES_CONFIG_MAP, &PatchParams::default(), &patch);
-        version = answer.await.map_err(|source| failed("clear", source))?.resource_version();
+        let cleared = api
+            .patch(ROUTES_CONFIG_MAP, &PatchParams::default(), &patch)
+            .await
+            .map_err(|source| failed("clear", source))?;
+        version = cleared.resource_version();
         count(context);
     }
     let manifest = live::manifest(
@@ -137,8 +140,10 @@ async fn write(
         encoded,
     );
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    let answer = api.patch(ROUTES_CONFIG_MAP, &parameters, &Patch::Apply(manifest));
-    let written = answer.await.map_err(|source| failed("write", source))?;
+    let written = api
+        .patch(ROUTES_CONFIG_MAP, &parameters, &Patch::Apply(manifest))
+        .await
+        .map_err(|source| failed("write", source))?;
     count(context);
     memory.revision = Some(revision);
     let live = Live {

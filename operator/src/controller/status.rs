@@ -71,7 +71,7 @@ pub(crate) async fn write(
             (due, answer)
         })
         .buffer_unordered(CONCURRENT);
-    let mut result = Ok(());
+    let mut result: Result<(), ReconcileError> = Ok(());
     while let Some((due, answer)) = answers.next().await {
         match answer {
             Ok(Some(version)) => {

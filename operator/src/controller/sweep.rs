@@ -24,7 +24,6 @@ const NOTE: &str = "annotated nexus.io/inject=true and runs without the Nexus si
                     credential; delete the pod so that it is made anew, with one";
 
 /// Looks now and then.
-#[derive(Debug)]
 pub(crate) struct Sweep {
     client: Client,
     events: Events,
