@@ -64,15 +64,15 @@ impl Caller {
     }
 
     /// Changes an object by a merge patch.
-    pub async fn merge(&self, path: &str, patch: &Value) -> Answer {
-        self.send(Method::PATCH, path, "application/merge-patch+json", patch)
+    pub async fn merge(&self, path: &str, body: &Value) -> Answer {
+        self.send(Method::PATCH, path, "application/merge-patch+json", body)
             .await
     }
 
     /// Changes an object by a strategic merge patch, as `kubectl patch` does: lists are merged by name.
-    pub async fn strategic(&self, path: &str, patch: &Value) -> Answer {
+    pub async fn strategic(&self, path: &str, body: &Value) -> Answer {
         let content = "application/strategic-merge-patch+json";
-        self.send(Method::PATCH, path, content, patch).await
+        self.send(Method::PATCH, path, content, body).await
     }
 
     /// Applies an object server-side, taking over what others own. `path` names it.
@@ -110,7 +110,7 @@ impl Caller {
             .headers()
             .get_all("warning")
             .iter()
-            .map(|value| unquoted(value.to_str().unwrap()))
+            .map(|value| unquoted(&String::from_utf8_lossy(value.as_bytes())))
             .collect();
         let bytes = response.into_body().collect().await.unwrap().to_bytes();
         let body = serde_json::from_slice(&bytes)

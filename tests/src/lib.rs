@@ -13,6 +13,7 @@
     reason = "a test fails by panicking"
 )]
 
+pub mod admission;
 pub mod agent;
 pub mod answering;
 pub mod apiserver;
@@ -22,6 +23,7 @@ pub mod canary;
 pub mod chart;
 pub mod clients;
 pub mod controlled;
+pub mod forwarder;
 pub mod guarded;
 pub mod mount;
 pub mod names;

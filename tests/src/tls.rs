@@ -90,6 +90,13 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
+    /// A server certificate and its private key, in PEM.
+    pub fn serving(&self, leaf: Leaf) -> (String, String) {
+        let (params, key) = leaf_params(leaf);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
     /// Sends bytes to a server of this authority over TLS, and returns the answer's bytes up to the first pause.
     ///
     /// # Errors
@@ -135,21 +142,25 @@ impl Authority {
     }
 
     fn issue(&self, leaf: Leaf) -> (CertificateDer<'static>, PrivateKeyDer<'static>) {
-        let names: &[&str] = match leaf {
-            Leaf::Valid | Leaf::Expired => &["localhost", "127.0.0.1", "::1"],
-            Leaf::WrongName => &["elsewhere.example"],
-        };
-        let names: Vec<String> = names.iter().copied().map(str::to_owned).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        if leaf == Leaf::Expired {
-            params.not_before = date_time_ymd(2000, 1, 1);
-            params.not_after = date_time_ymd(2001, 1, 1);
-        }
-        let key = KeyPair::generate().unwrap();
+        let (params, key) = leaf_params(leaf);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         let key = PrivatePkcs8KeyDer::from(key.serialize_der());
         (certificate.der().clone(), PrivateKeyDer::from(key))
     }
+}
+
+fn leaf_params(leaf: Leaf) -> (CertificateParams, KeyPair) {
+    let names: &[&str] = match leaf {
+        Leaf::Valid | Leaf::Expired => &["localhost", "127.0.0.1", "::1"],
+        Leaf::WrongName => &["elsewhere.example"],
+    };
+    let names: Vec<String> = names.iter().copied().map(str::to_owned).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    if leaf == Leaf::Expired {
+        params.not_before = date_time_ymd(2000, 1, 1);
+        params.not_after = date_time_ymd(2001, 1, 1);
+    }
+    (params, KeyPair::generate().unwrap())
 }
 
 impl Default for Authority {

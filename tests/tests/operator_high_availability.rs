@@ -1,0 +1,237 @@
+//! Two replicas on a real control plane: both admit, one leads.
+
+use std::time::{Duration, Instant};
+
+use nexus_tests::admission::{Calls, Creator};
+use nexus_tests::apiserver::Cluster;
+use nexus_tests::caller::Caller;
+use nexus_tests::forwarder::Forwarder;
+use nexus_tests::operator::{Installation, NAMESPACE, Operator};
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
+
+const LIMIT: Duration = Duration::from_secs(60);
+/// Short, so that a takeover is soon.
+const LEASE: [&str; 1] = ["--lease-duration=3s"];
+/// Between two attempts of a replica that does not lead, at most.
+const RETRY: Duration = Duration::from_millis(480);
+/// For a busy machine: processes and the API server need their turns too.
+const SLACK: Duration = Duration::from_millis(1500);
+
+/// The Lease is the cluster's, so tests take turns.
+struct Scene {
+    cluster: &'static Cluster,
+    admin: Caller,
+    forwarder: Forwarder,
+    installation: Installation,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Scene {
+    async fn new() -> Self {
+        static TURN: Mutex<()> = Mutex::const_new(());
+        let turn = TURN.lock().await;
+        let cluster = Cluster::shared();
+        let forwarder = Forwarder::start().await;
+        let port = forwarder.port();
+        let installation =
+            tokio::task::spawn_blocking(move || Installation::behind(cluster, &[], port));
+        let scene = Self {
+            cluster,
+            admin: Caller::new(cluster.client().await),
+            forwarder,
+            installation: installation.await.unwrap(),
+            _turn: turn,
+        };
+        scene.admin.delete(&lease_path(), &Value::Null).await;
+        scene
+    }
+
+    fn start(&self, identity: &str) -> Replica {
+        let port = std::net::TcpListener::bind("127.0.0.1:0")
+            .and_then(|listener| listener.local_addr())
+            .unwrap()
+            .port();
+        Replica {
+            identity: identity.to_owned(),
+            port,
+            operator: self.installation.start_with(identity, port, &LEASE),
+        }
+    }
+
+    /// The first leads; both admit.
+    async fn two(&self) -> [Replica; 2] {
+        let first = self.start("operator-0");
+        self.led_by("operator-0", LIMIT).await;
+        let second = self.start("operator-1");
+        self.forwarder.lead_to(&[first.port, second.port]);
+        [first, second]
+    }
+
+    /// Holder and number of transitions.
+    async fn lease(&self) -> (String, i64) {
+        let lease = self.admin.get(&lease_path()).await.body;
+        let holder = lease["spec"]["holderIdentity"].as_str().unwrap_or_default();
+        let transitions = lease["spec"]["leaseTransitions"].as_i64();
+        (holder.to_owned(), transitions.unwrap_or_default())
+    }
+
+    /// Waits until the Lease has this holder; gives how long it took.
+    async fn led_by(&self, holder: &str, limit: Duration) -> Duration {
+        let start = Instant::now();
+        loop {
+            let lease = self.lease().await;
+            if lease.0 == holder {
+                return start.elapsed();
+            }
+            assert!(
+                start.elapsed() < limit,
+                "after {limit:?} the Lease is {lease:?}"
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+struct Replica {
+    identity: String,
+    port: u16,
+    operator: Operator,
+}
+
+fn lease_path() -> String {
+    format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/nexus-operator")
+}
+
+fn route(name: &str) -> Value {
+    json!({
+        "apiVersion": "nexus.io/v1alpha1",
+        "kind": "NexusRoute",
+        "metadata": {"name": name},
+        "spec": {
+            "provider": name,
+            "upstream": {"url": "https://api.example.com"},
+            "connections": [{"connectionId": "c1"}],
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_leader_is_replaced_within_the_lease_time_and_once() {
+    let scene = Scene::new().await;
+    let [mut first, second] = scene.two().await;
+    let (_, transitions) = scene.lease().await;
+    // Long enough for several renewals: nobody takes over from a leader that lives.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(scene.lease().await, (first.identity.clone(), transitions));
+
+    scene.forwarder.lead_to(&[second.port]);
+    first.operator.kill();
+    let killed = Instant::now();
+    let namespace = scene.cluster.namespace("takeover");
+    let routes = format!("/apis/nexus.io/v1alpha1/namespaces/{namespace}/nexusroutes");
+    let answer = scene.admin.post(&routes, &route("orders")).await;
+    assert_eq!(answer.code, 201, "{}", answer.body);
+    let limit = Duration::from_secs(3) + 2 * RETRY + SLACK;
+    scene
+        .led_by(&second.identity, limit.saturating_sub(killed.elapsed()))
+        .await;
+    eprintln!("taken over after {:?}", killed.elapsed());
+
+    // What was applied while nobody led is there.
+    let accepted = |route: &Value| {
+        let conditions = route["status"]["conditions"].as_array().cloned();
+        conditions
+            .unwrap_or_default()
+            .iter()
+            .any(|it| it["type"] == "Programmed" && it["status"] == "True")
+    };
+    let start = Instant::now();
+    loop {
+        let route = scene.admin.get(&format!("{routes}/orders")).await.body;
+        if accepted(&route) {
+            break;
+        }
+        assert!(
+            start.elapsed() < LIMIT,
+            "{route}\n{}",
+            second.operator.log()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(
+        scene
+            .cluster
+            .get(&namespace, "configmap", "nexus-routes")
+            .is_some()
+    );
+
+    // A third one, which starts now, does not unseat it.
+    let third = scene.start("operator-2");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(
+        scene.lease().await,
+        (second.identity.clone(), transitions + 1)
+    );
+    assert!((third.operator.metric("nexus_operator_leader", &[])).abs() < 0.5);
+    assert!((second.operator.metric("nexus_operator_leader", &[])) > 0.5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
+    let scene = Scene::new().await;
+    let [mut first, second] = scene.two().await;
+    let (_, transitions) = scene.lease().await;
+    scene.forwarder.lead_to(&[second.port]);
+    first.operator.terminate();
+    let taken = scene.led_by(&second.identity, LIMIT).await;
+    assert!(taken < RETRY + SLACK, "{taken:?}");
+    assert_eq!(scene.lease().await, (second.identity, transitions + 1));
+    let (status, log) = first.operator.wait();
+    assert_eq!(status, Some(0), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rolling_restart_of_both_replicas_refuses_no_pod() {
+    let scene = Scene::new().await;
+    let namespace = scene.cluster.namespace("restart");
+    let mut replicas = scene.two().await;
+    let before = Calls::of(scene.cluster);
+    let creators: Vec<_> = (0..4)
+        .map(|number| Creator::start(&scene.admin, &namespace, &format!("pod{number}")))
+        .collect();
+    // Both are asked.
+    let start = Instant::now();
+    while replicas
+        .iter()
+        .any(|it| scene.forwarder.connections(it.port) == 0)
+    {
+        assert!(start.elapsed() < LIMIT, "one replica is never asked");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for round in 0..2 {
+        let new = scene.start(&format!("operator-{}", 2 + round));
+        let mut old = std::mem::replace(&mut replicas[round], new);
+        let ports = replicas.each_ref().map(|it| it.port);
+        // As a Service does it: no new connections any more, then SIGTERM (after preStop); old ones go on.
+        scene.forwarder.lead_to(&ports);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        old.operator.terminate();
+        let (status, log) = old.operator.wait();
+        assert_eq!(status, Some(0), "{log}");
+    }
+    let admitted: Vec<_> = replicas
+        .iter()
+        .map(|it| {
+            it.operator
+                .metric("nexus_operator_admissions_total", &["Injected"])
+        })
+        .collect();
+    let mut created = 0;
+    for creator in creators {
+        created += creator.finish().await;
+    }
+    assert_eq!(Calls::of(scene.cluster).failed, before.failed);
+    assert!(created > 50, "{created} pods");
+    assert!(admitted.iter().sum::<f64>() > 0.0, "{admitted:?}");
+}
