@@ -6,7 +6,7 @@ use axum::extract::{Json, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Router, body::Body};
+use axum::Router;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -116,7 +116,6 @@ fn replica(server: &Arc<Server>, identity: &str) -> Replica {
         .route(leases, axum::routing::post(write))
         .route(&format!("{leases}/l"), get(read).put(write))
         .with_state(link.clone());
-    let router = router.map_request(|request: http::Request<kube::client::Body>| request.map(Body::new));
     let (sender, leads) = watch::channel(false);
     let (shutdown, ending) = watch::channel(false);
     let candidate = Candidate {
