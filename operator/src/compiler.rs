@@ -206,7 +206,11 @@ impl Compiler {
 
     fn count(&self, snapshot: &Snapshot) {
         let mut counts: BTreeMap<&str, i64> = BTreeMap::new();
-        for (_, judged) in snapshot.namespaces.values().flat_map(|ns| ns.routes.values()) {
+        for (_, judged) in snapshot
+            .namespaces
+            .values()
+            .flat_map(|ns| ns.routes.values())
+        {
             let reason = match &judged.result {
                 Ok(()) => Reason::Accepted,
                 Err(problem) => problem.reason,
@@ -268,7 +272,10 @@ mod tests {
     }
 
     fn changed(snapshot: &Snapshot, previous: &Snapshot) -> Vec<String> {
-        snapshot.changed_since(previous).map(str::to_owned).collect()
+        snapshot
+            .changed_since(previous)
+            .map(str::to_owned)
+            .collect()
     }
 
     #[test]

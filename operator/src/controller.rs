@@ -133,7 +133,9 @@ impl Drop for Forget<'_> {
 }
 
 async fn reconcile_all(context: Arc<Context>, debounce: Duration) {
-    let config = Config::default().debounce(debounce).concurrency(CONCURRENCY);
+    let config = Config::default()
+        .debounce(debounce)
+        .concurrency(CONCURRENCY);
     let reader = context.stores.namespace_store();
     Controller::for_stream(stream::pending(), reader)
         .with_config(config)
@@ -213,10 +215,17 @@ fn error_policy(
     context: Arc<Context>,
 ) -> Action {
     let namespace = namespace.name_any();
-    let failures = context.memories().get(&namespace).map_or(1, |memory| memory.failures);
+    let failures = context
+        .memories()
+        .get(&namespace)
+        .map_or(1, |memory| memory.failures);
     let wait = backoff(error, failures);
     if error.is_conflict() {
-        tracing::debug!(namespace, error = error.chain(), "again, since something changed meanwhile");
+        tracing::debug!(
+            namespace,
+            error = error.chain(),
+            "again, since something changed meanwhile"
+        );
     } else {
         tracing::warn!(namespace, error = error.chain(), retry = ?wait, "cannot reconcile");
     }
@@ -231,7 +240,10 @@ impl Context {
     /// Whether something else was decided since.
     fn is_outdated(&self, gathered: &Gathered) -> bool {
         let snapshot = self.snapshots.borrow();
-        match (snapshot.namespaces.get(&gathered.namespace), &gathered.outcome) {
+        match (
+            snapshot.namespaces.get(&gathered.namespace),
+            &gathered.outcome,
+        ) {
             (Some(now), Some(then)) => !Arc::ptr_eq(now, then),
             (None, None) => false,
             (Some(_), None) | (None, Some(_)) => true,
@@ -244,6 +256,9 @@ impl Context {
             Some(error) if error.is_conflict() => ReconcileOutcome::Conflict,
             Some(_) => ReconcileOutcome::Failed,
         };
-        self.metrics.reconciles.get_or_create(&ReconcileLabels { outcome }).inc();
+        self.metrics
+            .reconciles
+            .get_or_create(&ReconcileLabels { outcome })
+            .inc();
     }
 }

@@ -71,7 +71,10 @@ async fn read(client: &Client, url: &Url) -> anyhow::Result<BTreeMap<String, Str
     let mut bytes = Vec::new();
     while let Some(chunk) = answer.chunk().await? {
         bytes.extend_from_slice(&chunk);
-        ensure!(bytes.len() <= MAX_BYTES, "answered more than {MAX_BYTES} bytes");
+        ensure!(
+            bytes.len() <= MAX_BYTES,
+            "answered more than {MAX_BYTES} bytes"
+        );
     }
     parse(&bytes)
 }

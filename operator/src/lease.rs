@@ -66,7 +66,10 @@ fn identity(given: Option<&str>) -> anyhow::Result<String> {
         return Ok(given.to_owned());
     }
     let host = rustix::system::uname();
-    let host = host.nodename().to_str().context("the host's name; set --identity")?;
+    let host = host
+        .nodename()
+        .to_str()
+        .context("the host's name; set --identity")?;
     Ok(format!("{host}_{:08x}", fastrand::u32(..)))
 }
 
@@ -128,8 +131,12 @@ impl Candidate {
             self.lead(false);
             match timeout(RELEASE_LIMIT, self.release()).await {
                 Ok(Ok(())) => tracing::info!(lease = self.name, "leadership released"),
-                Ok(Err(error)) => tracing::warn!(%error, "releasing the Lease; it runs out by itself"),
-                Err(_) => tracing::warn!("the Lease was not released in time; it runs out by itself"),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "releasing the Lease; it runs out by itself")
+                }
+                Err(_) => {
+                    tracing::warn!("the Lease was not released in time; it runs out by itself")
+                }
             }
         }
         Ok(())
@@ -199,7 +206,11 @@ impl Candidate {
             return Ok(Attempt::HeldByOther);
         }
         let transitions = spec.lease_transitions.unwrap_or(0);
-        let transitions = if own { transitions } else { transitions.saturating_add(1) };
+        let transitions = if own {
+            transitions
+        } else {
+            transitions.saturating_add(1)
+        };
         self.write(Some(lease), transitions, !own).await
     }
 
@@ -214,13 +225,22 @@ impl Candidate {
                 now
             }
         };
-        if spec.holder_identity.as_deref().unwrap_or_default().is_empty() {
+        if spec
+            .holder_identity
+            .as_deref()
+            .unwrap_or_default()
+            .is_empty()
+        {
             return true;
         }
         let seconds = spec.lease_duration_seconds.unwrap_or_default();
         let granted = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
         // A record without a duration, which something else wrote, counts as one of ours.
-        let granted = if granted.is_zero() { self.timing.duration } else { granted };
+        let granted = if granted.is_zero() {
+            self.timing.duration
+        } else {
+            granted
+        };
         now >= since + granted
     }
 
@@ -232,7 +252,9 @@ impl Candidate {
         acquires: bool,
     ) -> Result<Attempt, kube::Error> {
         let now = Some(MicroTime(Timestamp::now()));
-        let before = read.as_ref().and_then(|lease| lease.spec.as_ref()?.acquire_time.clone());
+        let before = read
+            .as_ref()
+            .and_then(|lease| lease.spec.as_ref()?.acquire_time.clone());
         let spec = LeaseSpec {
             holder_identity: Some(self.identity.clone()),
             lease_duration_seconds: Some(whole_seconds(self.timing.duration)),
@@ -242,7 +264,11 @@ impl Candidate {
             ..LeaseSpec::default()
         };
         let written = self.put(read, spec).await?;
-        Ok(if written { Attempt::Held } else { Attempt::Conflict })
+        Ok(if written {
+            Attempt::Held
+        } else {
+            Attempt::Conflict
+        })
     }
 
     /// False if something else wrote since it was read.
@@ -305,7 +331,12 @@ impl Candidate {
         if self.is_leading() == leads {
             return;
         }
-        tracing::info!(lease = self.name, identity = self.identity, leads, "leadership changed");
+        tracing::info!(
+            lease = self.name,
+            identity = self.identity,
+            leads,
+            "leadership changed"
+        );
         self.metrics.leader.set(leads.into());
         self.leading.send_replace(leads);
     }

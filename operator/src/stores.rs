@@ -134,12 +134,22 @@ impl Stores {
 
     /// The NexusRoutes that can be read, by namespace and name.
     pub fn routes(&self) -> Vec<Arc<NexusRoute>> {
-        self.0.routes.all().into_iter().filter_map(Result::ok).collect()
+        self.0
+            .routes
+            .all()
+            .into_iter()
+            .filter_map(Result::ok)
+            .collect()
     }
 
     /// The NexusProviders that can be read, by name.
     pub fn providers(&self) -> Vec<Arc<NexusProvider>> {
-        self.0.providers.all().into_iter().filter_map(Result::ok).collect()
+        self.0
+            .providers
+            .all()
+            .into_iter()
+            .filter_map(Result::ok)
+            .collect()
     }
 
     /// A Namespace's metadata.
@@ -251,7 +261,12 @@ impl Stores {
         });
         let watch = watcher(Api::all(client.clone()), watcher::Config::default());
         let listed = self.listed();
-        tasks.spawn(providers.follow(Kind::Provider.as_str(), watch.default_backoff(), read, listed));
+        tasks.spawn(providers.follow(
+            Kind::Provider.as_str(),
+            watch.default_backoff(),
+            read,
+            listed,
+        ));
     }
 
     fn watch_namespaces(
@@ -402,7 +417,13 @@ fn noter<K: Resource>(
         if let Some(Err(invalid)) = new
             && is_other(old, new)
         {
-            tracing::warn!(kind, namespace, name, error = invalid.error, "cannot be read; the others are served");
+            tracing::warn!(
+                kind,
+                namespace,
+                name,
+                error = invalid.error,
+                "cannot be read; the others are served"
+            );
         }
     }
 }

@@ -40,7 +40,8 @@ impl Creator {
                     let number = created.fetch_add(1, Ordering::Relaxed);
                     let name = format!("{name}-{number}");
                     let answer = admin.post(&pods, &annotated(&name)).await;
-                    let injected = answer.body["spec"]["initContainers"][0]["name"] == "nexus-sidecar";
+                    let injected =
+                        answer.body["spec"]["initContainers"][0]["name"] == "nexus-sidecar";
                     if answer.code != 201 || !injected {
                         failures.push(format!("{name}: {} {}", answer.code, answer.body));
                     }
@@ -70,7 +71,11 @@ impl Creator {
     pub async fn finish(self) -> usize {
         self.stop.store(true, Ordering::Relaxed);
         let failures = self.task.await.unwrap();
-        assert!(failures.is_empty(), "{} pods: {failures:#?}", failures.len());
+        assert!(
+            failures.is_empty(),
+            "{} pods: {failures:#?}",
+            failures.len()
+        );
         self.created.load(Ordering::Relaxed)
     }
 }
@@ -95,7 +100,8 @@ impl Calls {
         let good = ["code=\"200\"", "rejected=\"false\"", webhook];
         Self {
             admitted: sum(&text, requests, &good),
-            failed: sum(&text, rejections, &[webhook]) + sum(&text, open, &[webhook])
+            failed: sum(&text, rejections, &[webhook])
+                + sum(&text, open, &[webhook])
                 + (sum(&text, requests, &[webhook]) - sum(&text, requests, &good)),
         }
     }

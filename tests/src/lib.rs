@@ -22,6 +22,7 @@ pub mod caller;
 pub mod canary;
 pub mod chart;
 pub mod clients;
+pub mod controlled;
 pub mod forwarder;
 pub mod guarded;
 pub mod mount;

@@ -159,12 +159,12 @@ pub fn assert_denied(answer: &Answer, policy: &str, why: &str) {
 ///
 /// # Panics
 ///
-/// When it is not after 30 seconds.
+/// When it is not after a minute.
 pub async fn until<F: Future<Output = bool>>(what: &str, condition: impl Fn() -> F) {
     let start = Instant::now();
     while !condition().await {
         assert!(
-            start.elapsed() < Duration::from_secs(30),
+            start.elapsed() < Duration::from_mins(1),
             "waited in vain for {what}"
         );
         tokio::time::sleep(Duration::from_millis(50)).await;

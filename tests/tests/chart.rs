@@ -298,3 +298,43 @@ fn the_operator_understands_every_argument() {
         );
     }
 }
+
+#[test]
+fn the_webhook_for_pods_is_called_for_annotated_ones_alone_and_never_left_out() {
+    let objects = chart::render(&[("webhook.excludeNamespaces[0]", "monitoring")]);
+    let configuration = chart::of_kind(&objects, "MutatingWebhookConfiguration")[0];
+    let webhooks = configuration["webhooks"].as_array().unwrap();
+    let [webhook] = &webhooks[..] else {
+        panic!("one webhook: {webhooks:?}")
+    };
+    let rules = json!([{
+        "apiGroups": [""], "apiVersions": ["v1"], "resources": ["pods"], "operations": ["CREATE"], "scope": "Namespaced",
+    }]);
+    assert_eq!(webhook["rules"], rules);
+    let conditions = json!([{
+        "name": "annotated",
+        "expression": "object.metadata.?annotations[?'nexus.io/inject'].orValue('') == 'true'",
+    }]);
+    assert_eq!(webhook["matchConditions"], conditions);
+    let excluded = [
+        "kube-system",
+        "kube-node-lease",
+        chart::NAMESPACE,
+        "monitoring",
+    ];
+    let selector = &webhook["namespaceSelector"]["matchExpressions"][0];
+    assert_eq!(selector["values"], json!(excluded));
+    assert_eq!(selector["operator"], "NotIn");
+    assert_eq!(webhook["failurePolicy"], "Fail");
+    assert_eq!(webhook["reinvocationPolicy"], "IfNeeded");
+    assert_eq!(webhook["sideEffects"], "None");
+    assert_eq!(webhook["timeoutSeconds"], 5);
+    // The operator's: an upgrade would take away what stood here.
+    for kind in [
+        "MutatingWebhookConfiguration",
+        "ValidatingWebhookConfiguration",
+    ] {
+        let text = chart::of_kind(&objects, kind)[0].to_string();
+        assert!(!text.contains("caBundle"), "{kind}");
+    }
+}

@@ -94,10 +94,16 @@ impl Scene {
                 let webhooks = configuration["webhooks"].as_array().unwrap();
                 bundles.extend(webhooks.iter().map(bundle_of));
             }
-            if bundles.iter().all(|bundle| *bundle == bundles[0] && condition(bundle)) {
+            if bundles
+                .iter()
+                .all(|bundle| *bundle == bundles[0] && condition(bundle))
+            {
                 return bundles.remove(0);
             }
-            assert!(start.elapsed() < LIMIT, "waited in vain for {what}: {bundles:?}");
+            assert!(
+                start.elapsed() < LIMIT,
+                "waited in vain for {what}: {bundles:?}"
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -110,7 +116,9 @@ impl Scene {
     ) -> Result<CertificateDer<'static>, String> {
         let mut roots = RootCertStore::empty();
         for authority in bundle {
-            roots.add(authority.clone()).map_err(|error| error.to_string())?;
+            roots
+                .add(authority.clone())
+                .map_err(|error| error.to_string())?;
         }
         handshake(port, roots, &format!("nexus-operator.{NAMESPACE}.svc")).await
     }
@@ -128,7 +136,9 @@ async fn handshake(
         .with_root_certificates(roots)
         .with_no_client_auth();
     let text = |error: std::io::Error| error.to_string();
-    let stream = TcpStream::connect(("127.0.0.1", port)).await.map_err(text)?;
+    let stream = TcpStream::connect(("127.0.0.1", port))
+        .await
+        .map_err(text)?;
     let name = ServerName::try_from(name.to_owned()).unwrap();
     let connector = TlsConnector::from(Arc::new(config));
     let stream = connector.connect(name, stream).await.map_err(text)?;
@@ -147,7 +157,9 @@ fn configuration_path(kind: &str) -> String {
 fn bundle_of(webhook: &Value) -> Vec<CertificateDer<'static>> {
     let bundle = webhook["clientConfig"]["caBundle"].as_str().unwrap_or("");
     let pem = BASE64_STANDARD.decode(bundle).unwrap();
-    CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect()
+    CertificateDer::pem_slice_iter(&pem)
+        .filter_map(Result::ok)
+        .collect()
 }
 
 fn free_port() -> u16 {
@@ -181,7 +193,11 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
         if !bundle.contains(&first[0]) && start.elapsed() > Duration::from_secs(15) {
             break;
         }
-        assert!(start.elapsed() < LIMIT, "the first authority stays: {}", operator.log());
+        assert!(
+            start.elapsed() < LIMIT,
+            "the first authority stays: {}",
+            operator.log()
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     let created = creator.finish().await;
@@ -196,8 +212,16 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
         "{connections} connections of the API server for {} certificates",
         leaves.len()
     );
-    assert!(connections < created / 2, "{connections} connections for {created} pods");
-    assert!(operator.metric("nexus_operator_certificate_expiration_timestamp_seconds", &["Ca"]) > 0.0);
+    assert!(
+        connections < created / 2,
+        "{connections} connections for {created} pods"
+    );
+    assert!(
+        operator.metric(
+            "nexus_operator_certificate_expiration_timestamp_seconds",
+            &["Ca"]
+        ) > 0.0
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -253,9 +277,14 @@ async fn a_bundle_that_somebody_overwrites_is_put_back() {
                 .map(|it| json!({"name": it["name"], "clientConfig": {"caBundle": value}}))
                 .collect();
             let patch = json!({"webhooks": patches});
-            let answer = scene.admin.strategic(&configuration_path(kind), &patch).await;
+            let answer = scene
+                .admin
+                .strategic(&configuration_path(kind), &patch)
+                .await;
             assert_eq!(answer.code, 200, "{}", answer.body);
-            scene.bundled("the bundle that was overwritten", |it| it == bundle).await;
+            scene
+                .bundled("the bundle that was overwritten", |it| it == bundle)
+                .await;
         }
     }
 }
@@ -268,7 +297,9 @@ async fn secrets_that_somebody_damages_are_repaired_while_pods_are_created() {
     scene.forwarder.lead_to(&[port]);
     let before = Calls::of(scene.cluster);
     let arguments = ["--ca-publish-before=2s", "--ca-keep-after=2s"];
-    let operator = scene.installation.start_with("operator-0", port, &arguments);
+    let operator = scene
+        .installation
+        .start_with("operator-0", port, &arguments);
     let first = scene.bundle().await;
     let shown = scene.shown(port, &first).await.unwrap();
     let creator = Creator::start(&scene.admin, &namespace, "pod");
@@ -277,8 +308,14 @@ async fn secrets_that_somebody_damages_are_repaired_while_pods_are_created() {
     let patch = json!({"data": {"tls.key": BASE64_STANDARD.encode("no key")}});
     let answer = scene.admin.merge(&secret_path(SECRETS[0]), &patch).await;
     assert_eq!(answer.code, 200, "{}", answer.body);
-    scene.bundled("both authorities", |it| it.len() == 2 && it.contains(&first[0])).await;
-    let second = scene.bundled("the new authority alone", |it| it.len() == 1 && it != first).await;
+    scene
+        .bundled("both authorities", |it| {
+            it.len() == 2 && it.contains(&first[0])
+        })
+        .await;
+    let second = scene
+        .bundled("the new authority alone", |it| it.len() == 1 && it != first)
+        .await;
     assert_ne!(scene.shown(port, &second).await.unwrap(), shown);
 
     // The serving certificate is lost, damaged, and of a type that cannot be changed.
@@ -291,7 +328,10 @@ async fn secrets_that_somebody_damages_are_repaired_while_pods_are_created() {
     let secrets = format!("/api/v1/namespaces/{NAMESPACE}/secrets");
     for round in ["gone", "foreign"] {
         let shown = scene.shown(port, &second).await.unwrap();
-        scene.admin.delete(&secret_path(SECRETS[1]), &Value::Null).await;
+        scene
+            .admin
+            .delete(&secret_path(SECRETS[1]), &Value::Null)
+            .await;
         if round == "foreign" {
             // Either this is first or the operator; then the operator's is replaced.
             let answer = scene.admin.post(&secrets, &foreign).await;
@@ -338,10 +378,14 @@ async fn a_certificate_from_files_is_swapped_and_nothing_else_is_touched() {
         format!("--tls-key={}", folder.join("tls.key").display()),
     ];
     let arguments = arguments.each_ref().map(String::as_str);
-    let operator = scene.installation.start_with("operator-0", port, &arguments);
+    let operator = scene
+        .installation
+        .start_with("operator-0", port, &arguments);
     let roots = || {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap()).unwrap();
+        roots
+            .add(CertificateDer::from_pem_slice(authority.pem().as_bytes()).unwrap())
+            .unwrap();
         roots
     };
     let mut seen = handshake(port, roots(), "localhost").await.unwrap();

@@ -84,7 +84,10 @@ impl Scene {
             if lease.0 == holder {
                 return start.elapsed();
             }
-            assert!(start.elapsed() < limit, "after {limit:?} the Lease is {lease:?}");
+            assert!(
+                start.elapsed() < limit,
+                "after {limit:?} the Lease is {lease:?}"
+            );
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -130,13 +133,18 @@ async fn a_killed_leader_is_replaced_within_the_lease_time_and_once() {
     let answer = scene.admin.post(&routes, &route("orders")).await;
     assert_eq!(answer.code, 201, "{}", answer.body);
     let limit = Duration::from_secs(3) + 2 * RETRY + SLACK;
-    scene.led_by(&second.identity, limit.saturating_sub(killed.elapsed())).await;
+    scene
+        .led_by(&second.identity, limit.saturating_sub(killed.elapsed()))
+        .await;
     eprintln!("taken over after {:?}", killed.elapsed());
 
     // What was applied while nobody led is there.
     let accepted = |route: &Value| {
         let conditions = route["status"]["conditions"].as_array().cloned();
-        conditions.unwrap_or_default().iter().any(|it| it["type"] == "Programmed" && it["status"] == "True")
+        conditions
+            .unwrap_or_default()
+            .iter()
+            .any(|it| it["type"] == "Programmed" && it["status"] == "True")
     };
     let start = Instant::now();
     loop {
@@ -144,15 +152,27 @@ async fn a_killed_leader_is_replaced_within_the_lease_time_and_once() {
         if accepted(&route) {
             break;
         }
-        assert!(start.elapsed() < LIMIT, "{route}\n{}", second.operator.log());
+        assert!(
+            start.elapsed() < LIMIT,
+            "{route}\n{}",
+            second.operator.log()
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    assert!(scene.cluster.get(&namespace, "configmap", "nexus-routes").is_some());
+    assert!(
+        scene
+            .cluster
+            .get(&namespace, "configmap", "nexus-routes")
+            .is_some()
+    );
 
     // A third one, which starts now, does not unseat it.
     let third = scene.start("operator-2");
     tokio::time::sleep(Duration::from_secs(6)).await;
-    assert_eq!(scene.lease().await, (second.identity.clone(), transitions + 1));
+    assert_eq!(
+        scene.lease().await,
+        (second.identity.clone(), transitions + 1)
+    );
     assert!((third.operator.metric("nexus_operator_leader", &[])).abs() < 0.5);
     assert!((second.operator.metric("nexus_operator_leader", &[])) > 0.5);
 }
@@ -182,7 +202,10 @@ async fn a_rolling_restart_of_both_replicas_refuses_no_pod() {
         .collect();
     // Both are asked.
     let start = Instant::now();
-    while replicas.iter().any(|it| scene.forwarder.connections(it.port) == 0) {
+    while replicas
+        .iter()
+        .any(|it| scene.forwarder.connections(it.port) == 0)
+    {
         assert!(start.elapsed() < LIMIT, "one replica is never asked");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
@@ -199,7 +222,10 @@ async fn a_rolling_restart_of_both_replicas_refuses_no_pod() {
     }
     let admitted: Vec<_> = replicas
         .iter()
-        .map(|it| it.operator.metric("nexus_operator_admissions_total", &["Injected"]))
+        .map(|it| {
+            it.operator
+                .metric("nexus_operator_admissions_total", &["Injected"])
+        })
         .collect();
     let mut created = 0;
     for creator in creators {

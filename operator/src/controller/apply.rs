@@ -30,7 +30,12 @@ enum Plan {
 }
 
 /// `wanted` are hash and format of the table; none without a route. `injected`: there are pods that may read it.
-fn plan(live: Option<&Live>, wanted: Option<(&str, u32)>, empty: (&str, u32), injected: bool) -> Plan {
+fn plan(
+    live: Option<&Live>,
+    wanted: Option<(&str, u32)>,
+    empty: (&str, u32),
+    injected: bool,
+) -> Plan {
     let is = |(hash, format): (&str, u32)| {
         let exact = live.and_then(|live| live.exact.as_ref());
         exact.is_some_and(|(found, of)| found == hash && *of == format)
@@ -123,11 +128,18 @@ async fn write(
     let api = api(gathered, context);
     let over = gathered.live.as_ref().and_then(|live| live.version.clone());
     let mut version = over.clone();
-    if let Some(live) = gathered.live.as_ref().filter(|live| !live.foreign.is_empty()) {
+    if let Some(live) = gathered
+        .live
+        .as_ref()
+        .filter(|live| !live.foreign.is_empty())
+    {
         // Server-side apply leaves what others own.
         let patch = Patch::Merge(live.foreign.removal(version.as_deref()));
-        let answer = api.patch(ROUTES_CONFIG_MAP, &PatchParams::default(), &patch);
-        version = answer.await.map_err(|source| failed("clear", source))?.resource_version();
+        let cleared = api
+            .patch(ROUTES_CONFIG_MAP, &PatchParams::default(), &patch)
+            .await
+            .map_err(|source| failed("clear", source))?;
+        version = cleared.resource_version();
         count(context);
     }
     let manifest = live::manifest(
@@ -137,8 +149,10 @@ async fn write(
         encoded,
     );
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
-    let answer = api.patch(ROUTES_CONFIG_MAP, &parameters, &Patch::Apply(manifest));
-    let written = answer.await.map_err(|source| failed("write", source))?;
+    let written = api
+        .patch(ROUTES_CONFIG_MAP, &parameters, &Patch::Apply(manifest))
+        .await
+        .map_err(|source| failed("write", source))?;
     count(context);
     memory.revision = Some(revision);
     let live = Live {
@@ -164,7 +178,11 @@ fn failed(verb: &'static str, source: kube::Error) -> ReconcileError {
 
 fn count(context: &Context) {
     let object = Written::ConfigMap;
-    context.metrics.writes.get_or_create(&WriteLabels { object }).inc();
+    context
+        .metrics
+        .writes
+        .get_or_create(&WriteLabels { object })
+        .inc();
 }
 
 #[cfg(test)]
@@ -195,9 +213,18 @@ mod tests {
             assert_eq!(plan(Some(&damaged), want), Plan::Write);
             assert_eq!(plan(None, None), Plan::Keep);
         }
-        assert_eq!(plan(Some(&exact("want", 2)), None, empty, true), Plan::Write);
-        assert_eq!(plan(Some(&exact("empty", 2)), None, empty, true), Plan::Keep);
-        assert_eq!(plan(Some(&exact("empty", 2)), None, empty, false), Plan::Delete);
+        assert_eq!(
+            plan(Some(&exact("want", 2)), None, empty, true),
+            Plan::Write
+        );
+        assert_eq!(
+            plan(Some(&exact("empty", 2)), None, empty, true),
+            Plan::Keep
+        );
+        assert_eq!(
+            plan(Some(&exact("empty", 2)), None, empty, false),
+            Plan::Delete
+        );
         assert_eq!(plan(Some(&damaged), None, empty, false), Plan::Delete);
     }
 }

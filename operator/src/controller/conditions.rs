@@ -33,7 +33,11 @@ pub(crate) fn accepted(result: &Result<(), Problem>, warnings: &[Warning]) -> Wa
         Ok(()) => (true, Reason::Accepted, "valid and granted".to_owned()),
         Err(problem) => (false, problem.reason, problem.to_string()),
     };
-    for Warning { field, message: text } in warnings {
+    for Warning {
+        field,
+        message: text,
+    } in warnings
+    {
         message = format!("{message}; warning: {field}: {text}");
     }
     Wanted {
@@ -193,18 +197,31 @@ mod tests {
 
     #[test]
     fn only_what_is_in_the_table_is_programmed() {
-        let all = [Some(Programmed::Yes), Some(Programmed::Pending("403".into())), Some(Programmed::TooLarge), None];
+        let all = [
+            Some(Programmed::Yes),
+            Some(Programmed::Pending("403".into())),
+            Some(Programmed::TooLarge),
+            None,
+        ];
         let found = all.map(|one| {
             let wanted = programmed(one.as_ref());
             (wanted.status(), wanted.reason())
         });
-        let expected = [(true, "Programmed"), (false, "Pending"), (false, "TableTooLarge"), (false, "Pending")];
+        let expected = [
+            (true, "Programmed"),
+            (false, "Pending"),
+            (false, "TableTooLarge"),
+            (false, "Pending"),
+        ];
         assert_eq!(found, expected);
     }
 
     #[test]
     fn a_long_message_is_cut_between_characters() {
-        assert_eq!(shorten("\u{e9}\u{e9}\u{e9}\u{e9}".to_owned(), 7), "\u{e9}\u{e9}...");
+        assert_eq!(
+            shorten("\u{e9}\u{e9}\u{e9}\u{e9}".to_owned(), 7),
+            "\u{e9}\u{e9}..."
+        );
         assert_eq!(shorten("1234567".to_owned(), 7), "1234567");
     }
 }

@@ -60,7 +60,9 @@ impl ReconcileError {
         match self {
             Self::Table(_) => true,
             Self::Api { source, .. } => match &**source {
-                kube::Error::Api(status) => matches!(status.code, 400 | 401 | 403 | 405 | 413 | 422),
+                kube::Error::Api(status) => {
+                    matches!(status.code, 400 | 401 | 403 | 405 | 413 | 422)
+                }
                 _ => false,
             },
             Self::Conflict { .. } | Self::Task(_) => false,
@@ -118,12 +120,16 @@ mod tests {
         for passing in [429, 500, 503] {
             assert!(!refused(passing).is_lasting(), "{passing}");
         }
-        assert_eq!(refused(403).chain(), "cannot write ConfigMap x: 403: because");
+        assert_eq!(
+            refused(403).chain(),
+            "cannot write ConfigMap x: 403: because"
+        );
     }
 
     #[test]
     fn waits_double_up_to_a_limit() {
-        let waits = [1, 2, 3, 60, u32::MAX].map(|failures| backoff(&refused(403), failures).as_secs());
+        let waits =
+            [1, 2, 3, 60, u32::MAX].map(|failures| backoff(&refused(403), failures).as_secs());
         assert_eq!(waits, [1, 2, 4, 300, 300]);
         assert_eq!(backoff(&refused(409), 1), Duration::from_millis(100));
     }

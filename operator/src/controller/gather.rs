@@ -68,7 +68,9 @@ pub(crate) async fn gather(
     let outcome = snapshot.namespaces.get(namespace).cloned();
     let config_map = stores.config_map(namespace);
     let (live, behind) = memory.config_map.live(config_map.as_deref());
-    memory.revision = memory.revision.max(live.as_ref().and_then(|live| live.revision));
+    memory.revision = memory
+        .revision
+        .max(live.as_ref().and_then(|live| live.revision));
     // A sidecar that appeared since the last count lowers the format at once; that one went raises it at the next count.
     let pods = context.pods.within(namespace);
     let present = stores.pods_within(namespace);
@@ -78,7 +80,9 @@ pub(crate) async fn gather(
     for object in objects {
         routes.push(see(namespace, object, context, memory).await?);
     }
-    memory.statuses.retain(|name| routes.iter().any(|route| route.name() == name));
+    memory
+        .statuses
+        .retain(|name| routes.iter().any(|route| route.name() == name));
     Ok(Gathered {
         namespace: namespace.to_owned(),
         snapshot,
@@ -115,7 +119,9 @@ async fn see(
             // The watch kept only its metadata.
             let fetched = fetch(namespace, &name, context).await?;
             let (version, status) = fetched.unwrap_or((seen, NexusRouteStatus::default()));
-            memory.statuses.set(&name, None, version.clone(), status.clone());
+            memory
+                .statuses
+                .set(&name, None, version.clone(), status.clone());
             (version, status)
         }
     };
@@ -133,7 +139,8 @@ async fn fetch(
     context: &Context,
 ) -> Result<Option<(Option<String>, NexusRouteStatus)>, ReconcileError> {
     let resource = ApiResource::erase::<NexusRoute>(&());
-    let api: Api<DynamicObject> = Api::namespaced_with(context.client.clone(), namespace, &resource);
+    let api: Api<DynamicObject> =
+        Api::namespaced_with(context.client.clone(), namespace, &resource);
     let found = api
         .get_opt(name)
         .await

@@ -65,8 +65,11 @@ impl Live {
         let immutable = config_map.immutable == Some(true);
         let foreign = foreign(config_map);
         let managed = config_map.labels().get(MANAGED_BY);
-        let ours = managed.is_some_and(|by| by == FIELD_MANAGER) && foreign.is_empty() && !immutable;
-        let exact = table.as_ref().filter(|table| ours && is_exact(config_map, table));
+        let ours =
+            managed.is_some_and(|by| by == FIELD_MANAGER) && foreign.is_empty() && !immutable;
+        let exact = table
+            .as_ref()
+            .filter(|table| ours && is_exact(config_map, table));
         Self {
             version: config_map.resource_version(),
             uid: config_map.uid(),
@@ -126,7 +129,9 @@ pub(crate) fn manifest(
     config_map.metadata.name = Some(name.to_owned());
     config_map.metadata.namespace = Some(namespace.to_owned());
     config_map.metadata.resource_version = version.map(str::to_owned);
-    config_map.labels_mut().insert(MANAGED_BY.to_owned(), FIELD_MANAGER.to_owned());
+    config_map
+        .labels_mut()
+        .insert(MANAGED_BY.to_owned(), FIELD_MANAGER.to_owned());
     match table {
         Encoded::Json(bytes) => {
             // JSON is UTF-8.
@@ -174,7 +179,10 @@ mod tests {
             *text = text.replace(from, to);
         };
         let more = edit(|it| {
-            it.data.as_mut().unwrap().insert("x.json".into(), "{}".into());
+            it.data
+                .as_mut()
+                .unwrap()
+                .insert("x.json".into(), "{}".into());
         });
         assert!(more.exact.is_none() && !more.foreign.is_empty());
         let removal = more.foreign.removal(Some("5"));
@@ -190,7 +198,10 @@ mod tests {
         text(&mut spaced, ",", ", ");
         assert!(Live::read(&spaced).exact.is_none());
         let broken = edit(|it| {
-            it.data.as_mut().unwrap().insert(JSON_KEY.into(), "{".into());
+            it.data
+                .as_mut()
+                .unwrap()
+                .insert(JSON_KEY.into(), "{".into());
         });
         assert_eq!((broken.exact, broken.revision), (None, None));
     }

@@ -136,7 +136,10 @@ mod tests {
             ..seen
         };
         known.written(Some("1".to_owned()), Some(written.clone()));
-        assert_eq!(known.live(Some(&config_map("1"))), (Some(written.clone()), true));
+        assert_eq!(
+            known.live(Some(&config_map("1"))),
+            (Some(written.clone()), true)
+        );
         assert_eq!(known.live(Some(&config_map("2"))), (Some(written), false));
         let newer = known.live(Some(&config_map("3")));
         assert_eq!(newer.0.unwrap().revision, None);

@@ -35,13 +35,17 @@ impl Pods {
             .collect();
         let old = self.0.load_full();
         let names: BTreeSet<&String> = fresh.keys().chain(old.keys()).collect();
-        let changed = names.into_iter().filter(|name| fresh.get(*name) != old.get(*name));
+        let changed = names
+            .into_iter()
+            .filter(|name| fresh.get(*name) != old.get(*name));
         for namespace in changed {
             stores.changes().namespaces.mark(namespace);
         }
         let mut versions: BTreeMap<&str, i64> = BTreeMap::new();
         for pod in fresh.values().flat_map(|pods| pods.iter()) {
-            *versions.entry(pod.sidecar_version().unwrap_or("unknown")).or_default() += 1;
+            *versions
+                .entry(pod.sidecar_version().unwrap_or("unknown"))
+                .or_default() += 1;
         }
         metrics.sidecars.clear();
         for (version, count) in versions {
@@ -53,7 +57,12 @@ impl Pods {
     }
 
     /// Counts again and again.
-    pub(crate) async fn run(&self, stores: &Stores, metrics: &Metrics, every: Duration) -> Infallible {
+    pub(crate) async fn run(
+        &self,
+        stores: &Stores,
+        metrics: &Metrics,
+        every: Duration,
+    ) -> Infallible {
         loop {
             tokio::time::sleep(every).await;
             self.count(stores, metrics);

@@ -30,7 +30,10 @@ pub(crate) async fn run(context: Arc<Context>) -> Infallible {
             Err(error) => {
                 failures += 1;
                 if !error.is_conflict() {
-                    tracing::warn!(error = error.chain(), "cannot write a NexusProvider's status");
+                    tracing::warn!(
+                        error = error.chain(),
+                        "cannot write a NexusProvider's status"
+                    );
                 }
                 backoff(&error, failures)
             }

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt};
 use http::HeaderValue;
 use http::header::ACCEPT;
 use jiff::Timestamp;
@@ -53,8 +54,8 @@ pub(crate) async fn write(
     let routes = gathered.routes.iter();
     let due: Vec<Due<'_>> = routes.filter_map(|seen| judge.due(seen, now)).collect();
     let start = Instant::now();
-    let mut answers = futures::stream::iter(due)
-        .map(async |due| {
+    let writes = due.into_iter().map(|due| {
+        async move {
             // What was decided anew goes first: the compiler has marked the namespace for another reconcile.
             if start.elapsed() > PATIENCE && context.is_outdated(gathered) {
                 return (due, Ok(None));
@@ -69,18 +70,30 @@ pub(crate) async fn write(
             );
             let answer = answer.await;
             (due, answer)
-        })
-        .buffer_unordered(CONCURRENT);
-    let mut result = Ok(());
+        }
+        .boxed()
+    });
+    // Boxed, since the compiler does not see that a closure's future may be sent whatever it borrows.
+    let writes: Vec<BoxFuture<'_, _>> = writes.collect();
+    let mut answers = futures::stream::iter(writes).buffer_unordered(CONCURRENT);
+    let mut result: Result<(), ReconcileError> = Ok(());
     while let Some((due, answer)) = answers.next().await {
         match answer {
             Ok(Some(version)) => {
-                let Due { seen, wanted, status } = due;
-                context
-                    .events
-                    .verdict::<NexusRoute>(seen.metadata(), &wanted, &seen.status.conditions);
+                let Due {
+                    seen,
+                    wanted,
+                    status,
+                } = due;
+                context.events.verdict::<NexusRoute>(
+                    seen.metadata(),
+                    &wanted,
+                    &seen.status.conditions,
+                );
                 let over = seen.metadata().resource_version.clone();
-                memory.statuses.set(seen.name(), over, Some(version), status);
+                memory
+                    .statuses
+                    .set(seen.name(), over, Some(version), status);
             }
             Ok(None) => {}
             // The others get theirs all the same; of several troubles a real one is told before a conflict.
@@ -161,7 +174,10 @@ impl<'a> Judge<'a> {
         let generation = seen.metadata().generation;
         let (wanted, bound) = match &seen.object {
             Err(invalid) => (
-                [conditions::unreadable(&invalid.error), conditions::programmed(None)],
+                [
+                    conditions::unreadable(&invalid.error),
+                    conditions::programmed(None),
+                ],
                 0,
             ),
             Ok(route) => {
@@ -214,7 +230,12 @@ impl<'a> Judge<'a> {
         // What the old table has of it already still counts.
         let selectors = selectors(route);
         let in_table = fit.table.routes.iter().find(|entry| {
-            entry.provider == route.spec.provider.clone().unwrap_or_else(|| route.name_any())
+            entry.provider
+                == route
+                    .spec
+                    .provider
+                    .clone()
+                    .unwrap_or_else(|| route.name_any())
                 && entry.pod_selector == selectors.pod_selector
                 && entry.service_accounts == selectors.service_accounts
         });
@@ -227,7 +248,9 @@ impl<'a> Judge<'a> {
     fn bound(&self, route: &NexusRoute) -> i32 {
         let selectors = selectors(route);
         let pods = self.admitted.iter();
-        let count = pods.filter(|admitted| admitted.is_given(&selectors)).count();
+        let count = pods
+            .filter(|admitted| admitted.is_given(&selectors))
+            .count();
         count.try_into().unwrap_or(i32::MAX)
     }
 }

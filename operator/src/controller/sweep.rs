@@ -24,7 +24,6 @@ const NOTE: &str = "annotated nexus.io/inject=true and runs without the Nexus si
                     credential; delete the pod so that it is made anew, with one";
 
 /// Looks now and then.
-#[derive(Debug)]
 pub(crate) struct Sweep {
     client: Client,
     events: Events,
@@ -48,7 +47,10 @@ impl Sweep {
         loop {
             if let Err(error) = self.look().await {
                 let error = format!("{:#}", anyhow::Error::from(error));
-                tracing::warn!(error, "cannot look for pods without a sidecar; trying again later");
+                tracing::warn!(
+                    error,
+                    "cannot look for pods without a sidecar; trying again later"
+                );
             }
             tokio::time::sleep(every).await;
         }
@@ -63,7 +65,8 @@ impl Sweep {
             for pod in list.items.iter().filter(|pod| is_without(pod)) {
                 let uid = pod.uid().unwrap_or_default();
                 if !self.told.contains(&uid) && !found.contains(&uid) {
-                    self.events.tell::<Pod>(EventType::Warning, REASON, NOTE, &pod.metadata);
+                    self.events
+                        .tell::<Pod>(EventType::Warning, REASON, NOTE, &pod.metadata);
                 }
                 found.insert(uid);
             }
@@ -105,8 +108,12 @@ mod tests {
         let asks = json!({"nexus.io/inject": "true"});
         let has = json!({"nexus.io/sidecar": "true"});
         assert!(is_without(&pod(json!({"annotations": asks}))));
-        assert!(!is_without(&pod(json!({"annotations": asks, "labels": has}))));
-        assert!(!is_without(&pod(json!({"annotations": {"nexus.io/inject": "false"}}))));
+        assert!(!is_without(&pod(
+            json!({"annotations": asks, "labels": has})
+        )));
+        assert!(!is_without(&pod(
+            json!({"annotations": {"nexus.io/inject": "false"}})
+        )));
         assert!(!is_without(&pod(json!({}))));
     }
 }

@@ -6,7 +6,7 @@ use axum::extract::{Json, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::Router;
+use axum::{Router, body::Body};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -85,7 +85,10 @@ async fn write(State(link): State<Link>, Json(mut new): Json<Value>) -> Response
     }
     let answer = {
         let mut lease = link.server.lease.lock().unwrap();
-        let stored = lease.1.as_ref().map(|it| it["metadata"]["resourceVersion"].clone());
+        let stored = lease
+            .1
+            .as_ref()
+            .map(|it| it["metadata"]["resourceVersion"].clone());
         let sent = new["metadata"]["resourceVersion"].clone();
         if stored.unwrap_or(Value::Null) == sent {
             lease.0 += 1;
@@ -93,7 +96,14 @@ async fn write(State(link): State<Link>, Json(mut new): Json<Value>) -> Response
             lease.1 = Some(new.clone());
             Json(new).into_response()
         } else {
-            status(StatusCode::CONFLICT, if sent.is_null() { "AlreadyExists" } else { "Conflict" })
+            status(
+                StatusCode::CONFLICT,
+                if sent.is_null() {
+                    "AlreadyExists"
+                } else {
+                    "Conflict"
+                },
+            )
         }
     };
     link.answer(answer).await
@@ -116,6 +126,8 @@ fn replica(server: &Arc<Server>, identity: &str) -> Replica {
         .route(leases, axum::routing::post(write))
         .route(&format!("{leases}/l"), get(read).put(write))
         .with_state(link.clone());
+    let router =
+        router.map_request(|request: http::Request<kube::client::Body>| request.map(Body::new));
     let (sender, leads) = watch::channel(false);
     let (shutdown, ending) = watch::channel(false);
     let candidate = Candidate {
@@ -191,7 +203,11 @@ async fn another_takes_over_within_the_duration_when_the_leader_is_killed() {
         sleep(TICK).await;
     }
     // The last renewal was up to one retry ago and was seen up to another one later.
-    assert!(begun.elapsed() <= DURATION + 2 * RETRY, "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() <= DURATION + 2 * RETRY,
+        "{:?}",
+        begun.elapsed()
+    );
     assert!(begun.elapsed() >= DURATION - RETRY, "{:?}", begun.elapsed());
     assert_eq!(spec(&server)["leaseTransitions"], 1);
 }

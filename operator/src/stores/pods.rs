@@ -47,7 +47,10 @@ mod tests {
         };
         let says = r#"{"version":1,"tableFormat":2,"sidecarVersion":"1.2.3"}"#;
         let says = pod(json!({"nexus.io/admitted": says}));
-        assert_eq!((says.table_format(), says.sidecar_version()), (2, Some("1.2.3")));
+        assert_eq!(
+            (says.table_format(), says.sidecar_version()),
+            (2, Some("1.2.3"))
+        );
         for odd in [json!({}), json!({"nexus.io/admitted": "nonsense"})] {
             let odd = pod(odd);
             assert_eq!((odd.table_format(), odd.sidecar_version()), (1, None));

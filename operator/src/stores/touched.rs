@@ -49,7 +49,10 @@ mod tests {
         for name in ["a", "b", "a"] {
             touched.mark(name);
         }
-        assert_eq!(touched.take().await.into_iter().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(
+            touched.take().await.into_iter().collect::<Vec<_>>(),
+            ["a", "b"]
+        );
         let waiting = tokio::spawn({
             let touched = touched.clone();
             async move { touched.take().await }

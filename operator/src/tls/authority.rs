@@ -73,8 +73,7 @@ impl Life {
 
     fn of(certificate: &X509Certificate<'_>) -> Self {
         let validity = certificate.validity();
-        let time =
-            |seconds| Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
+        let time = |seconds| Timestamp::from_second(seconds).unwrap_or(Timestamp::MAX);
         Self {
             issued: after(time(validity.not_before.timestamp()), BACKDATED),
             ends: time(validity.not_after.timestamp()),
@@ -110,8 +109,10 @@ impl Authority {
     /// Reads one from PEM.
     pub fn read(certificate: &[u8], key: &[u8]) -> Result<Self, CertificateError> {
         let certificate = authority_certificate(certificate)?;
-        let pem = std::str::from_utf8(key).map_err(|error| CertificateError::Key(error.to_string()))?;
-        let key = KeyPair::from_pem(pem).map_err(|error| CertificateError::Key(error.to_string()))?;
+        let pem =
+            std::str::from_utf8(key).map_err(|error| CertificateError::Key(error.to_string()))?;
+        let key =
+            KeyPair::from_pem(pem).map_err(|error| CertificateError::Key(error.to_string()))?;
         Self::new(certificate, Zeroizing::new(key))
     }
 
@@ -181,20 +182,22 @@ impl Leaf {
         let chain: Vec<_> = CertificateDer::pem_slice_iter(chain)
             .collect::<Result<_, _>>()
             .map_err(CertificateError::Pem)?;
-        let first = chain
-            .first()
-            .ok_or(CertificateError::Pem(rustls_pki_types::pem::Error::NoItemsFound))?;
+        let first = chain.first().ok_or(CertificateError::Pem(
+            rustls_pki_types::pem::Error::NoItemsFound,
+        ))?;
         let (life, names) = {
             let parsed = parse(first)?;
             (Life::of(&parsed), names(&parsed))
         };
         let parsed = PrivateKeyDer::from_pem_slice(key)
             .map_err(|error| CertificateError::Key(error.to_string()))?;
-        let certified = CertifiedKey::from_der(chain.clone(), parsed, &aws_lc_rs::default_provider())
-            .map_err(|error| match error {
-                rustls::Error::InconsistentKeys(_) => CertificateError::Mismatch,
-                error => CertificateError::Serve(error),
-            })?;
+        let certified =
+            CertifiedKey::from_der(chain.clone(), parsed, &aws_lc_rs::default_provider()).map_err(
+                |error| match error {
+                    rustls::Error::InconsistentKeys(_) => CertificateError::Mismatch,
+                    error => CertificateError::Serve(error),
+                },
+            )?;
         Ok(Self {
             chain,
             life,

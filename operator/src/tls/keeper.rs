@@ -228,10 +228,12 @@ impl Keeper {
     }
 
     fn learn(&mut self, which: Which, secret: Option<Secret>) {
-        let version = secret.as_ref().map_or(Version::Absent, |secret| Version::Of {
-            version: secret.resource_version().unwrap_or_default(),
-            uid: secret.uid().unwrap_or_default(),
-        });
+        let version = secret
+            .as_ref()
+            .map_or(Version::Absent, |secret| Version::Of {
+                version: secret.resource_version().unwrap_or_default(),
+                uid: secret.uid().unwrap_or_default(),
+            });
         if self.versions[which as usize] == version {
             return;
         }
@@ -261,7 +263,10 @@ impl Keeper {
         if seen == Seen::Absent && self.configurations[index] != Seen::Absent {
             tracing::warn!(
                 name = self.configuration,
-                kind = ["MutatingWebhookConfiguration", "ValidatingWebhookConfiguration"][index],
+                kind = [
+                    "MutatingWebhookConfiguration",
+                    "ValidatingWebhookConfiguration"
+                ][index],
                 "there is no such object, so the API server does not ask this operator; install the chart or set --webhook-configuration"
             );
         }
@@ -301,7 +306,11 @@ impl Keeper {
 
     async fn read(&mut self, which: Which) -> Result<(), KeeperError> {
         let name = which.name();
-        let secret = call(format!("reading the Secret {name}"), self.secrets.get_opt(name)).await?;
+        let secret = call(
+            format!("reading the Secret {name}"),
+            self.secrets.get_opt(name),
+        )
+        .await?;
         self.learn(which, secret);
         Ok(())
     }
@@ -349,7 +358,8 @@ impl Keeper {
             let what = format!("writing the Secret {name}");
             let written = call(what, self.secrets.replace(name, &params, &secret)).await;
             match written {
-                Err(KeeperError::Call { error, .. }) if has(&error, kube::core::Status::is_invalid) => {}
+                Err(KeeperError::Call { error, .. })
+                    if has(&error, kube::core::Status::is_invalid) => {}
                 written => return first(written.map(drop)),
             }
             // Its type or an `immutable` forbids the change.
@@ -365,7 +375,11 @@ impl Keeper {
             secret.metadata.resource_version = None;
         }
         let what = format!("creating the Secret {name}");
-        first(call(what, self.secrets.create(&params, &secret)).await.map(drop))
+        first(
+            call(what, self.secrets.create(&params, &secret))
+                .await
+                .map(drop),
+        )
     }
 
     /// Brings the authorities into every caBundle.
@@ -410,7 +424,11 @@ impl Keeper {
                 Err(error) => {
                     // The watch may be behind: read it before the next attempt.
                     self.configurations[index] = Seen::Unknown;
-                    return if first(Err(error))? { Ok(Bundled::No) } else { Ok(Bundled::ReadAgain) };
+                    return if first(Err(error))? {
+                        Ok(Bundled::No)
+                    } else {
+                        Ok(Bundled::ReadAgain)
+                    };
                 }
             }
         }

@@ -53,7 +53,9 @@ impl Authorities {
     /// write it again.
     pub fn bundle(&self) -> String {
         let mut all: Vec<_> = self.lives().collect();
-        all.sort_by_key(|(life, certificate)| (life.issued, certificate.as_ref()));
+        all.sort_by(|(one, first), (other, second)| {
+            (one.issued, first.as_ref()).cmp(&(other.issued, second.as_ref()))
+        });
         authority::pem(all.into_iter().map(|(_, certificate)| certificate))
     }
 
@@ -137,9 +139,17 @@ pub fn plan(now: Timestamp, stored: &Stored, policy: &Policy) -> Plan {
     if let Some(reason) = leaf(now, stored.leaf.as_ref(), authorities, policy, &mut again) {
         return Plan::Now(Step::IssueLeaf(reason));
     }
-    let unknown = authorities.previous.as_ref().is_some_and(|it| it.at.is_none());
+    let unknown = authorities
+        .previous
+        .as_ref()
+        .is_some_and(|it| it.at.is_none());
     let current = &authorities.current.authority.certificate;
-    if unknown && stored.leaf.as_ref().is_some_and(|leaf| leaf.is_signed_by(current)) {
+    if unknown
+        && stored
+            .leaf
+            .as_ref()
+            .is_some_and(|leaf| leaf.is_signed_by(current))
+    {
         return Plan::Now(Step::NoteReplaced);
     }
     Plan::At(again)
@@ -155,8 +165,19 @@ fn due(time: Timestamp, now: Timestamp, again: &mut Timestamp) -> bool {
 }
 
 /// Whether callers accept this certificate, so that it can be served.
-pub fn is_servable(now: Timestamp, leaf: &Leaf, authorities: &Authorities, policy: &Policy) -> bool {
-    let reason = self::leaf(now, Some(leaf), authorities, policy, &mut Timestamp::MAX.clone());
+pub fn is_servable(
+    now: Timestamp,
+    leaf: &Leaf,
+    authorities: &Authorities,
+    policy: &Policy,
+) -> bool {
+    let reason = self::leaf(
+        now,
+        Some(leaf),
+        authorities,
+        policy,
+        &mut Timestamp::MAX.clone(),
+    );
     match reason {
         None | Some(Reason::Old | Reason::OtherAuthority) => true,
         Some(Reason::Missing | Reason::NotValid | Reason::OtherNames | Reason::Foreign) => false,

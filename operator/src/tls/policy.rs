@@ -95,7 +95,10 @@ impl TryFrom<&RunArgs> for Policy {
         let certificates = &args.certificates;
         let (authority, leaf) = (certificates.ca_lifetime, certificates.certificate_lifetime);
         let (before, after) = (certificates.ca_publish_before, certificates.ca_keep_after);
-        for (flag, value) in [("--ca-lifetime", authority), ("--certificate-lifetime", leaf)] {
+        for (flag, value) in [
+            ("--ca-lifetime", authority),
+            ("--certificate-lifetime", leaf),
+        ] {
             if !(SHORTEST..=LONGEST).contains(&value) {
                 return Err(PolicyError::Range { flag, value });
             }

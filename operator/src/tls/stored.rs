@@ -81,7 +81,11 @@ pub fn read_authorities(secret: &Secret) -> Reading<Option<Authorities>> {
         let value = None;
         return Reading { value, problems };
     };
-    let next = published(data, [NEXT_CERTIFICATE, NEXT_KEY, NEXT_SINCE], &mut problems);
+    let next = published(
+        data,
+        [NEXT_CERTIFICATE, NEXT_KEY, NEXT_SINCE],
+        &mut problems,
+    );
     let previous = get(data, PREVIOUS_CERTIFICATE).and_then(|pem| {
         let read = authority::authority_certificate(pem)
             .and_then(|certificate| Ok((authority::life(&certificate)?, certificate)));
@@ -176,7 +180,10 @@ fn get<'a>(data: Option<&'a Data>, key: &str) -> Option<&'a [u8]> {
 }
 
 fn secret(name: &str, kind: &str, data: Data) -> Secret {
-    let label = ("app.kubernetes.io/managed-by".to_owned(), "nexus-operator".to_owned());
+    let label = (
+        "app.kubernetes.io/managed-by".to_owned(),
+        "nexus-operator".to_owned(),
+    );
     Secret {
         metadata: ObjectMeta {
             name: Some(name.to_owned()),
@@ -229,7 +236,9 @@ mod tests {
     fn leaf(authorities: &Authorities) -> Leaf {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let authority = &authorities.current.authority;
-        authority.sign(now, policy().leaf_life, &policy().names).unwrap()
+        authority
+            .sign(now, policy().leaf_life, &policy().names)
+            .unwrap()
     }
 
     #[test]
@@ -284,7 +293,10 @@ mod tests {
                 secret.data.as_mut().unwrap().insert(key.into(), bytes);
                 let read = read_authorities(&secret);
                 assert_eq!(read.value.is_some(), usable, "{key} {junk:?}");
-                assert!(read.problems.iter().any(|it| it.contains(key)), "{key} {junk:?}");
+                assert!(
+                    read.problems.iter().any(|it| it.contains(key)),
+                    "{key} {junk:?}"
+                );
             }
             for key in [CERTIFICATE, KEY] {
                 let mut secret = good_leaf.clone();
@@ -308,6 +320,10 @@ mod tests {
         secret.data.as_mut().unwrap().insert(KEY.into(), key);
         let read = read_authorities(&secret);
         assert!(read.value.is_none());
-        assert!(read.problems[0].contains("does not belong"), "{:?}", read.problems);
+        assert!(
+            read.problems[0].contains("does not belong"),
+            "{:?}",
+            read.problems
+        );
     }
 }

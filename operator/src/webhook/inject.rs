@@ -16,6 +16,7 @@ use nexus_crds::admitted::{Admitted, VERSION};
 use nexus_crds::names::{
     ADMITTED_ANNOTATION, INJECT_ANNOTATION, SIDECAR_CONTAINER, SIDECAR_LABEL, TENANTS_ANNOTATION,
 };
+use nexus_crds::table::FORMAT;
 use serde_json::{Value, json};
 
 use annotations::Wishes;
@@ -163,6 +164,8 @@ fn admitted(pod: &Pod, spec: &PodSpec, wishes: &Wishes) -> String {
             // The name that the field once had, which the API server still takes.
             .or_else(|| named(&spec.service_account))
             .unwrap_or_else(|| DEFAULT_SERVICE_ACCOUNT.to_owned()),
+        table_format: FORMAT,
+        sidecar_version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     json!(admitted).to_string()
 }

@@ -80,7 +80,8 @@ impl World {
                     self.behind += 1;
                     self.bundles.push(bundle);
                     let leaf = self.stored.leaf.as_ref();
-                    self.served.push(leaf.map(|leaf| leaf.chain.clone()).unwrap_or_default());
+                    self.served
+                        .push(leaf.map(|leaf| leaf.chain.clone()).unwrap_or_default());
                     return again;
                 }
             };
@@ -95,10 +96,15 @@ impl World {
         let (mut authorities, mut leaf, mut leaf_authority) = (None, None, None);
         // A copy of what is stored, as another reading of the Secrets would give.
         let secrets = (
-            stored.authorities.as_ref().map(crate::tls::stored::authority_secret),
-            stored.leaf.as_ref().zip(stored.leaf_authority.as_ref()).map(|(leaf, authority)| {
-                crate::tls::stored::leaf_secret(leaf, authority)
-            }),
+            stored
+                .authorities
+                .as_ref()
+                .map(crate::tls::stored::authority_secret),
+            stored
+                .leaf
+                .as_ref()
+                .zip(stored.leaf_authority.as_ref())
+                .map(|(leaf, authority)| crate::tls::stored::leaf_secret(leaf, authority)),
         );
         let issuer = stored
             .authorities
@@ -150,7 +156,10 @@ impl World {
         // A replica that shows the last certificate for almost as long as the limit is accepted now.
         let late = back(self.policy.keep_after.as_secs() - 1);
         let old = &self.served[at(late)];
-        if authority::life(&old[0]).unwrap().includes(time(self.second)) {
+        if authority::life(&old[0])
+            .unwrap()
+            .includes(time(self.second))
+        {
             self.accepts(&self.bundles[at(self.second)], old);
         }
     }
@@ -162,7 +171,10 @@ impl World {
     }
 
     fn count(&self, step: Step) -> usize {
-        self.steps.iter().filter(|(_, taken)| *taken == step).count()
+        self.steps
+            .iter()
+            .filter(|(_, taken)| *taken == step)
+            .count()
     }
 }
 
@@ -198,7 +210,10 @@ fn callers_accept_what_is_served_over_many_lives_of_an_authority() {
     // The next one is published after 66 s, signs after 76 s and is then itself 10 s old.
     let lives = 1000 / 66;
     assert_eq!(world.count(Step::PublishNext), lives, "{:?}", world.steps);
-    assert_eq!(world.count(Step::Promote), lives - usize::from(1000 % 66 < 10));
+    assert_eq!(
+        world.count(Step::Promote),
+        lives - usize::from(1000 % 66 < 10)
+    );
     assert!(world.count(Step::Retire) >= lives - 2);
     let signings = world.count(Step::IssueLeaf(Reason::OtherAuthority));
     assert_eq!(signings, world.count(Step::Promote));
@@ -243,7 +258,12 @@ fn callers_accept_what_is_served_after_the_authority_was_lost() {
     world.run(5);
     assert_eq!(world.count(Step::Begin), 2);
     let last = world.steps.last().unwrap().1;
-    assert_eq!(last, Step::NotePublished, "it waits to be known: {:?}", world.steps);
+    assert_eq!(
+        last,
+        Step::NotePublished,
+        "it waits to be known: {:?}",
+        world.steps
+    );
     world.run(400);
     assert_eq!(world.count(Step::NoteReplaced), 1);
     assert!(world.bundles.last().unwrap().len() <= 2);
@@ -258,8 +278,15 @@ fn what_was_away_for_years_begins_anew() {
     let before = world.steps.len();
     (world.bundles, world.served) = Default::default();
     world.settle();
-    let steps: Vec<_> = world.steps[before..].iter().map(|(_, step)| *step).collect();
-    let expected = [Step::Begin, Step::NotePublished, Step::IssueLeaf(Reason::NotValid)];
+    let steps: Vec<_> = world.steps[before..]
+        .iter()
+        .map(|(_, step)| *step)
+        .collect();
+    let expected = [
+        Step::Begin,
+        Step::NotePublished,
+        Step::IssueLeaf(Reason::NotValid),
+    ];
     assert_eq!(steps, expected);
     assert_eq!(world.trusted().len(), 1);
 }
@@ -278,12 +305,18 @@ fn a_serving_certificate_that_nobody_accepts_is_replaced_at_once() {
     check(&mut world, Reason::Missing);
     let foreign = Authority::issue(time(0), Duration::from_secs(1000)).unwrap();
     let names = &world.policy.names;
-    world.stored.leaf = Some(foreign.sign(time(0), Duration::from_secs(1000), names).unwrap());
+    world.stored.leaf = Some(
+        foreign
+            .sign(time(0), Duration::from_secs(1000), names)
+            .unwrap(),
+    );
     world.second += 1;
     check(&mut world, Reason::Foreign);
     let names = ["c.b.svc".to_owned()];
     let current = &world.stored.authorities.as_ref().unwrap().current.authority;
-    let other = current.sign(time(0), Duration::from_secs(90), &names).unwrap();
+    let other = current
+        .sign(time(0), Duration::from_secs(90), &names)
+        .unwrap();
     let authorities = world.stored.authorities.as_ref().unwrap();
     assert!(!is_servable(time(7), &other, authorities, &world.policy));
     world.stored.leaf = Some(other);
@@ -299,7 +332,11 @@ fn a_serving_certificate_ends_with_its_authority_and_is_not_renewed_over_and_ove
     world.run(69);
     let ends = world.stored.leaf.as_ref().unwrap().life.ends;
     assert_eq!(ends, time(100));
-    assert!(world.count(Step::IssueLeaf(Reason::Old)) <= 4, "{:?}", world.steps);
+    assert!(
+        world.count(Step::IssueLeaf(Reason::Old)) <= 4,
+        "{:?}",
+        world.steps
+    );
 }
 
 #[test]

@@ -93,10 +93,7 @@ pub(super) fn containers(spec: &PodSpec) -> impl Iterator<Item = Listed<'_>> {
     listed(INIT_CONTAINERS, first).chain(listed(CONTAINERS, &spec.containers))
 }
 
-fn listed<'a>(
-    list: &'static str,
-    containers: &'a [Container],
-) -> impl Iterator<Item = Listed<'a>> {
+fn listed<'a>(list: &'static str, containers: &'a [Container]) -> impl Iterator<Item = Listed<'a>> {
     let containers = containers.iter().enumerate();
     containers.map(move |(position, container)| Listed {
         list,

@@ -120,7 +120,10 @@ pub(super) async fn serve_connection(
     } else {
         let connection = http1_builder().serve_connection(io, service);
         let mut connection = pin!(connection);
-        supervise(&mut connection, ending, |_| last.store(true, Ordering::Relaxed)).await?;
+        supervise(&mut connection, ending, |_| {
+            last.store(true, Ordering::Relaxed)
+        })
+        .await?;
     }
     Ok(())
 }

@@ -78,7 +78,10 @@ impl Scene {
         config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
         let stream = TcpStream::connect(self.address).await.unwrap();
         let name = ServerName::try_from("a.b.svc").unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+        TlsConnector::from(Arc::new(config))
+            .connect(name, stream)
+            .await
+            .unwrap()
     }
 
     async fn http1(&self) -> (http1::SendRequest<Body>, JoinHandle<hyper::Result<()>>) {
@@ -96,7 +99,10 @@ fn request(path: &str) -> Request<Body> {
 }
 
 fn closes(answer: &Response<Incoming>) -> bool {
-    answer.headers().get("connection").is_some_and(|it| it == "close")
+    answer
+        .headers()
+        .get("connection")
+        .is_some_and(|it| it == "close")
 }
 
 #[tokio::test]
@@ -158,12 +164,19 @@ async fn what_is_in_flight_at_the_shutdown_is_answered() {
     tokio::time::sleep(Duration::from_millis(200)).await;
     scene.shutdown.send_replace(true);
     tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(TcpStream::connect(scene.address).await.is_err(), "it accepts no more");
+    assert!(
+        TcpStream::connect(scene.address).await.is_err(),
+        "it accepts no more"
+    );
     assert!(!scene.task.is_finished());
     scene.go.notify_one();
     let answer = slow.await.unwrap().unwrap();
     assert_eq!((answer.status(), closes(&answer)), (StatusCode::OK, true));
-    timeout(DRAIN / 2, scene.task).await.unwrap().unwrap().unwrap();
+    timeout(DRAIN / 2, scene.task)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test]

@@ -6,7 +6,10 @@ use super::*;
 fn variables(env: Value, annotations: [(&str, &str); 2]) -> Vec<(String, String)> {
     let pod = annotated(agent(json!({"env": env})), annotations);
     let after = after(&annotated(pod, [("nexus.io/tenants", "tenant_123")]), &[]);
-    let env = after["spec"]["containers"][0]["env"].as_array().unwrap().clone();
+    let env = after["spec"]["containers"][0]["env"]
+        .as_array()
+        .unwrap()
+        .clone();
     env.iter()
         .map(|variable| {
             let text = |key: &str| variable[key].as_str().unwrap_or_default().to_owned();
@@ -15,15 +18,27 @@ fn variables(env: Value, annotations: [(&str, &str); 2]) -> Vec<(String, String)
         .collect()
 }
 
-const NOTHING: [(&str, &str); 2] = [("nexus.io/base-url-env", ""), ("nexus.io/placeholder-env", "")];
+const NOTHING: [(&str, &str); 2] = [
+    ("nexus.io/base-url-env", ""),
+    ("nexus.io/placeholder-env", ""),
+];
 const BOTH: [(&str, &str); 2] = [
-    ("nexus.io/base-url-env", "OPENAI_BASE_URL=openai/v1, GITHUB_API_URL=github@tenant_123"),
-    ("nexus.io/placeholder-env", "OPENAI_API_KEY,AWS_ACCESS_KEY_ID,OPENAI_API_KEY"),
+    (
+        "nexus.io/base-url-env",
+        "OPENAI_BASE_URL=openai/v1, GITHUB_API_URL=github@tenant_123",
+    ),
+    (
+        "nexus.io/placeholder-env",
+        "OPENAI_API_KEY,AWS_ACCESS_KEY_ID,OPENAI_API_KEY",
+    ),
 ];
 const ADDED: [(&str, &str); 5] = [
     ("NEXUS_SIDECAR_URL", "http://127.0.0.1:8080"),
     ("OPENAI_BASE_URL", "http://127.0.0.1:8080/via/openai/v1"),
-    ("GITHUB_API_URL", "http://127.0.0.1:8080/via/github@tenant_123"),
+    (
+        "GITHUB_API_URL",
+        "http://127.0.0.1:8080/via/github@tenant_123",
+    ),
     ("OPENAI_API_KEY", "nexus-placeholder"),
     ("AWS_ACCESS_KEY_ID", "nexus-placeholder"),
 ];
@@ -64,14 +79,20 @@ fn what_an_earlier_admission_set_is_made_anew() {
         {"name": "OPENAI_BASE_URL", "value": "http://127.0.0.1:1234/via/other"},
         {"name": "B", "value": "http://127.0.0.1:8080/via/github"},
     ]);
-    let own = [("A", "nexus-placeholder"), ("B", "http://127.0.0.1:8080/via/github")];
+    let own = [
+        ("A", "nexus-placeholder"),
+        ("B", "http://127.0.0.1:8080/via/github"),
+    ];
     let expected: Vec<_> = ADDED.into_iter().chain(own).collect();
     assert_eq!(variables(earlier, BOTH), owned(&expected));
 }
 
 #[test]
 fn a_repeated_admission_changes_no_variable() {
-    let pod = annotated(agent(json!({"env": [{"name": "http_proxy", "value": "http://p"}]})), BOTH);
+    let pod = annotated(
+        agent(json!({"env": [{"name": "http_proxy", "value": "http://p"}]})),
+        BOTH,
+    );
     let pod = annotated(pod, [("nexus.io/tenants", "tenant_123")]);
     let once = after(&pod, &[]);
     let Decision::Injected { patch, .. } = decide_in(&once, &namespace(None), &config(&[])) else {
@@ -88,15 +109,28 @@ fn no_proxy_stands_before_the_sidecar() {
         (vec![], vec![]),
         (
             vec![proxy.clone()],
-            vec![("NO_PROXY", direct), ("no_proxy", direct), ("Https_Proxy", "http://proxy.example")],
+            vec![
+                ("NO_PROXY", direct),
+                ("no_proxy", direct),
+                ("Https_Proxy", "http://proxy.example"),
+            ],
         ),
         (
-            vec![proxy.clone(), json!({"name": "no_proxy", "value": "a.example, localhost"})],
-            vec![("Https_Proxy", "http://proxy.example"), ("no_proxy", "a.example, localhost,127.0.0.1")],
+            vec![
+                proxy.clone(),
+                json!({"name": "no_proxy", "value": "a.example, localhost"}),
+            ],
+            vec![
+                ("Https_Proxy", "http://proxy.example"),
+                ("no_proxy", "a.example, localhost,127.0.0.1"),
+            ],
         ),
         (
             vec![json!({"name": "NO_PROXY"}), proxy.clone()],
-            vec![("NO_PROXY", direct), ("Https_Proxy", "http://proxy.example")],
+            vec![
+                ("NO_PROXY", direct),
+                ("Https_Proxy", "http://proxy.example"),
+            ],
         ),
         (
             vec![proxy.clone(), json!({"name": "NO_PROXY", "value": "*"})],
@@ -108,7 +142,11 @@ fn no_proxy_stands_before_the_sidecar() {
         ),
         (
             vec![json!({"name": "ALL_PROXY", "valueFrom": {}})],
-            vec![("NO_PROXY", direct), ("no_proxy", direct), ("ALL_PROXY", "")],
+            vec![
+                ("NO_PROXY", direct),
+                ("no_proxy", direct),
+                ("ALL_PROXY", ""),
+            ],
         ),
     ] {
         let expected: Vec<_> = ADDED[..1].iter().copied().chain(expected).collect();
@@ -124,8 +162,17 @@ fn every_container_of_the_agent_is_told() {
     }));
     let spec = after(&pod, &[])["spec"].take();
     let url = json!([{"name": "NEXUS_SIDECAR_URL", "value": "http://127.0.0.1:8080"}]);
-    for (list, position) in [("initContainers", 1), ("initContainers", 2), ("containers", 0), ("containers", 1)] {
+    for (list, position) in [
+        ("initContainers", 1),
+        ("initContainers", 2),
+        ("containers", 0),
+        ("containers", 1),
+    ] {
         assert_eq!(spec[list][position]["env"], url, "{list} {position}");
     }
-    assert!(!spec["initContainers"][0]["env"].to_string().contains("NEXUS_SIDECAR_URL"));
+    assert!(
+        !spec["initContainers"][0]["env"]
+            .to_string()
+            .contains("NEXUS_SIDECAR_URL")
+    );
 }

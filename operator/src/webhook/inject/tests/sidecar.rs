@@ -4,7 +4,9 @@ use super::*;
 
 fn arguments(sidecar: &Value) -> Vec<&str> {
     let all = sidecar["args"].as_array().unwrap();
-    all.iter().map(|argument| argument.as_str().unwrap()).collect()
+    all.iter()
+        .map(|argument| argument.as_str().unwrap())
+        .collect()
 }
 
 #[test]
@@ -16,13 +18,19 @@ fn the_control_plane_is_reached_as_the_operator_says() {
             &["--api-key-file=/var/run/secrets/nexus/api-key"],
         ),
         (
-            &["--sidecar-auth=client-certificate", "--sidecar-auth-secret=s"],
+            &[
+                "--sidecar-auth=client-certificate",
+                "--sidecar-auth-secret=s",
+            ],
             &[
                 "--client-cert=/var/run/secrets/nexus/tls.crt",
                 "--client-key=/var/run/secrets/nexus/tls.key",
             ],
         ),
-        (&["--sidecar-auth=token"], &["--token-file=/var/run/secrets/nexus/token"]),
+        (
+            &["--sidecar-auth=token"],
+            &["--token-file=/var/run/secrets/nexus/token"],
+        ),
         (
             &["--sidecar-ca-config-map=ca"],
             &["--gateway-ca=/etc/nexus/ca/ca.crt"],
@@ -30,19 +38,32 @@ fn the_control_plane_is_reached_as_the_operator_says() {
         (&["--sidecar-admin-port=9999"], &["--admin=[::]:9999"]),
     ] {
         let sidecar = sidecar(&pod(json!({})), flags);
-        let whole: Vec<&str> = ["run", "--routes=/etc/nexus/routes", "--gateway-url=https://gateway.example/"]
-            .iter()
-            .chain(expected)
-            .chain(&["--log-level=info"])
-            .copied()
-            .collect();
+        let whole: Vec<&str> = [
+            "run",
+            "--routes=/etc/nexus/routes",
+            "--gateway-url=https://gateway.example/",
+        ]
+        .iter()
+        .chain(expected)
+        .chain(&["--log-level=info"])
+        .copied()
+        .collect();
         assert_eq!(arguments(&sidecar), whole);
     }
-    let broker = try_config(&["--sidecar-broker-url=http://broker.x.svc:80", "--sidecar-allow-insecure-gateway"]);
+    let broker = try_config(&[
+        "--sidecar-broker-url=http://broker.x.svc:80",
+        "--sidecar-allow-insecure-gateway",
+    ]);
     let (pod, _) = injected(&pod(json!({})), &broker.unwrap());
     let arguments = arguments(&pod["spec"]["initContainers"][0]);
-    assert!(arguments.contains(&"--broker-url=http://broker.x.svc/"), "{arguments:?}");
-    assert!(arguments.contains(&"--allow-insecure-gateway"), "{arguments:?}");
+    assert!(
+        arguments.contains(&"--broker-url=http://broker.x.svc/"),
+        "{arguments:?}"
+    );
+    assert!(
+        arguments.contains(&"--allow-insecure-gateway"),
+        "{arguments:?}"
+    );
 }
 
 #[test]
@@ -55,7 +76,10 @@ fn only_the_sidecar_mounts_what_it_shows() {
             ]}}),
         ),
         (
-            &["--sidecar-auth=client-certificate", "--sidecar-auth-secret=s"],
+            &[
+                "--sidecar-auth=client-certificate",
+                "--sidecar-auth-secret=s",
+            ],
             json!({"secret": {"secretName": "s", "defaultMode": 0o444, "items": [
                 {"key": "tls.crt", "path": "tls.crt"}, {"key": "tls.key", "path": "tls.key"},
             ]}}),
@@ -93,8 +117,14 @@ fn a_pod_sets_port_log_level_and_readiness() {
     let after = after(&pod, &[]);
     let sidecar = &after["spec"]["initContainers"][0];
     let arguments = arguments(sidecar);
-    assert!(arguments.contains(&"--listen=127.0.0.1:8888"), "{arguments:?}");
-    assert!(arguments.contains(&"--log-level=warn,nexus_sidecar=debug"), "{arguments:?}");
+    assert!(
+        arguments.contains(&"--listen=127.0.0.1:8888"),
+        "{arguments:?}"
+    );
+    assert!(
+        arguments.contains(&"--log-level=warn,nexus_sidecar=debug"),
+        "{arguments:?}"
+    );
     assert_eq!(
         sidecar["readinessProbe"]["httpGet"],
         json!({"path": "/readyz", "port": 9901})
@@ -129,42 +159,84 @@ fn a_forced_pull_policy_stays() {
         pod(json!({"initContainers": [{"name": "nexus-sidecar", "imagePullPolicy": policy}]}))
     };
     let flags = ["--sidecar-image-pull-policy=IfNotPresent"];
-    assert_eq!(sidecar(&with("Always"), &flags)["imagePullPolicy"], "Always");
-    assert_eq!(sidecar(&with("Never"), &flags)["imagePullPolicy"], "IfNotPresent");
-    assert!(sidecar(&with("Never"), &[]).get("imagePullPolicy").is_none());
+    assert_eq!(
+        sidecar(&with("Always"), &flags)["imagePullPolicy"],
+        "Always"
+    );
+    assert_eq!(
+        sidecar(&with("Never"), &flags)["imagePullPolicy"],
+        "IfNotPresent"
+    );
+    assert!(
+        sidecar(&with("Never"), &[])
+            .get("imagePullPolicy")
+            .is_none()
+    );
 }
 
 #[test]
 fn flags_that_no_sidecar_would_start_with_are_named() {
     for (flags, says) in [
         (&["--sidecar-image="][..], "--sidecar-image: "),
-        (&["--sidecar-image-pull-policy=Sometimes"], "--sidecar-image-pull-policy: "),
+        (
+            &["--sidecar-image-pull-policy=Sometimes"],
+            "--sidecar-image-pull-policy: ",
+        ),
         (&["--sidecar-cpu-request=1u"], "--sidecar-cpu-request: "),
-        (&["--sidecar-memory-request=x"], "--sidecar-memory-request: "),
-        (&["--sidecar-memory-request=1Gi"], "is more than --sidecar-memory-limit, 256Mi"),
+        (
+            &["--sidecar-memory-request=x"],
+            "--sidecar-memory-request: ",
+        ),
+        (
+            &["--sidecar-memory-request=1Gi"],
+            "is more than --sidecar-memory-limit, 256Mi",
+        ),
         (&["--sidecar-memory-limit=0"], "--sidecar-memory-limit: "),
         (&["--sidecar-cpu-limit=-1"], "--sidecar-cpu-limit: "),
-        (&["--sidecar-cpu-limit=1m"], "is more than --sidecar-cpu-limit, 1m"),
+        (
+            &["--sidecar-cpu-limit=1m"],
+            "is more than --sidecar-cpu-limit, 1m",
+        ),
         (&["--sidecar-log-level=loud$(X)"], "--sidecar-log-level: "),
         (&["--sidecar-admin-port=8080"], "--sidecar-admin-port: 8080"),
-        (&["--sidecar-ca-config-map=A b"], "--sidecar-ca-config-map: "),
-        (&["--sidecar-auth=api-key", "--sidecar-auth-secret=/"], "--sidecar-auth-secret: "),
+        (
+            &["--sidecar-ca-config-map=A b"],
+            "--sidecar-ca-config-map: ",
+        ),
+        (
+            &["--sidecar-auth=api-key", "--sidecar-auth-secret=/"],
+            "--sidecar-auth-secret: ",
+        ),
     ] {
         let flags: Vec<&str> = [super::URL].iter().chain(flags).copied().collect();
         let error = try_config(&flags).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
     for (url, says) in [
-        ("http://gateway.example", "add --sidecar-allow-insecure-gateway"),
+        (
+            "http://gateway.example",
+            "add --sidecar-allow-insecure-gateway",
+        ),
         ("ftp://gateway.example", "is not an https:// address"),
-        ("https://u:secret@gateway.example", "holds a user or a password"),
+        (
+            "https://u:secret@gateway.example",
+            "holds a user or a password",
+        ),
         ("https://gateway.example/$(X)", "holds a $"),
     ] {
-        let error = try_config(&[&format!("--sidecar-gateway-url={url}")]).unwrap_err().to_string();
-        assert!(error.starts_with("--sidecar-gateway-url: ") && error.contains(says), "{error}");
+        let error = try_config(&[&format!("--sidecar-gateway-url={url}")])
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.starts_with("--sidecar-gateway-url: ") && error.contains(says),
+            "{error}"
+        );
         assert!(!error.contains("secret@"), "{error}");
     }
     for url in ["http://127.0.0.1:1", "http://localhost", "http://[::1]:1"] {
-        assert!(try_config(&[&format!("--sidecar-gateway-url={url}")]).is_ok(), "{url}");
+        assert!(
+            try_config(&[&format!("--sidecar-gateway-url={url}")]).is_ok(),
+            "{url}"
+        );
     }
 }

@@ -1,0 +1,9 @@
+//! Pods on their way through a real API server with its default admission plugins: what is asserted is the pod that is
+//! stored, since plugins and other webhooks change it after ours.
+
+mod forged;
+mod namespaces;
+mod refusals;
+mod reinvocation;
+mod scene;
+mod workloads;

@@ -1,0 +1,454 @@
+//! NexusRoutes through a real API server: what becomes of them in the ConfigMap, their conditions and events.
+
+use nexus_tests::connection;
+use nexus_tests::controlled::{Scene, condition, file, wait};
+use nexus_tests::sidecar;
+use serde_json::{Value, json};
+
+fn connections(number: u32) -> Value {
+    json!({"connections": [{"connectionId": connection(number)}]})
+}
+
+fn reasons(scene: &Scene, route: &str) -> Vec<String> {
+    let field = format!("--field-selector=regarding.kind=NexusRoute,regarding.name={route}");
+    let answer = scene.kubectl(&["get", "events.events.k8s.io", &field, "--output=json"]);
+    let list: Value = serde_json::from_str(&answer.ok()).unwrap();
+    let events = list["items"].as_array().unwrap().iter();
+    let told = |event: &Value| format!("{} {}", event["type"], event["reason"]).replace('"', "");
+    events.map(told).collect()
+}
+
+#[test]
+fn a_route_becomes_a_table_conditions_and_an_event() {
+    let scene = Scene::new("life");
+    scene.apply(&scene.route("api", &connections(1))).ok();
+    let route = scene.until("api", "Accepted", "Programmed");
+    assert_eq!(route["status"]["boundPods"], 0);
+    assert_eq!(condition(&route, "Accepted")["status"], "True");
+    let config_map = scene.config_map().unwrap();
+    let labels = &config_map["metadata"]["labels"];
+    assert_eq!(labels["app.kubernetes.io/managed-by"], "nexus-operator");
+    assert!(config_map["metadata"]["ownerReferences"].is_null());
+    assert_eq!(file(&config_map).0, "routes.json");
+    let first = scene.table().unwrap();
+    assert_eq!(first.routes[0].connections[0].id.to_string(), connection(1));
+    scene.wait("an event", || match reasons(&scene, "api") {
+        told if told == ["Normal Programmed"] => Ok(()),
+        told => Err(format!("{told:?}")),
+    });
+    let columns = scene.kubectl(&["get", "nxr"]).ok();
+    let cells = |line: usize| -> Vec<&str> {
+        columns
+            .lines()
+            .nth(line)
+            .unwrap()
+            .split_whitespace()
+            .collect()
+    };
+    let head = [
+        "NAME",
+        "PROVIDER",
+        "UPSTREAM",
+        "ACCEPTED",
+        "PROGRAMMED",
+        "PODS",
+        "AGE",
+    ];
+    assert_eq!(cells(0), head);
+    let row = ["api", &scene.namespace, "True", "True", "0"];
+    assert_eq!(cells(1)[..5], row, "{columns}");
+
+    // Another spec: another table with a higher revision, the same times, and nothing to tell.
+    let patch = json!({"spec": connections(2)}).to_string();
+    scene
+        .kubectl(&["patch", "nxr", "api", "--type=merge", "--patch", &patch])
+        .ok();
+    let patched = scene.until("api", "Accepted", "Programmed");
+    assert_eq!(patched["status"]["observedGeneration"], 2);
+    let time = |route: &Value| condition(route, "Programmed")["lastTransitionTime"].clone();
+    assert_eq!(time(&patched), time(&route));
+    let second = scene.table().unwrap();
+    assert_eq!(
+        second.routes[0].connections[0].id.to_string(),
+        connection(2)
+    );
+    assert!(second.revision > first.revision);
+
+    // A mistake takes the route away and says so.
+    let patch = json!({"spec": {"upstream": {"url": "https://evil.example.com"}}}).to_string();
+    scene
+        .kubectl(&["patch", "nxr", "api", "--type=merge", "--patch", &patch])
+        .ok();
+    let refused = scene.until("api", "OriginNotGranted", "Pending");
+    let message = condition(&refused, "Accepted")["message"].as_str().unwrap();
+    assert!(message.contains("https://evil.example.com"), "{message}");
+    assert!(scene.table().unwrap().routes.is_empty());
+    scene.wait("a warning", || {
+        let told = reasons(&scene, "api");
+        let found = told == ["Normal Programmed", "Warning OriginNotGranted"]
+            || told == ["Warning OriginNotGranted", "Normal Programmed"];
+        if found {
+            Ok(())
+        } else {
+            Err(format!("{told:?}"))
+        }
+    });
+
+    scene.kubectl(&["delete", "nxr", "api"]).ok();
+    scene.wait("no ConfigMap", || match scene.config_map() {
+        None => Ok(()),
+        Some(left) => Err(left.to_string()),
+    });
+}
+
+#[test]
+fn what_can_be_judged_alone_is_refused_with_a_message() {
+    let scene = Scene::new("schema");
+    let url = |url: &str| json!({"upstream": {"url": url}});
+    for (fields, message) in [
+        (
+            url("http://api.example.com"),
+            "an http:// upstream needs allowInsecure: true",
+        ),
+        (json!({"provider": "Bad Name"}), "spec.provider"),
+        (
+            json!({"limits": {"burst": 3}}),
+            "burst needs requestsPerSecond",
+        ),
+        (json!({"upstreams": {}}), "unknown field \"spec.upstreams\""),
+    ] {
+        let said = scene.apply(&scene.route("bad", &fields)).refused();
+        assert!(said.contains(message), "{said}");
+    }
+    let mut unnamed = scene.route(&format!("{}-with-a-name", "x".repeat(60)), &json!({}));
+    unnamed["spec"].as_object_mut().unwrap().remove("provider");
+    let said = scene.apply(&unnamed).refused();
+    assert!(
+        said.contains("metadata.name is no provider name; set spec.provider"),
+        "{said}"
+    );
+    assert!(scene.config_map().is_none());
+}
+
+#[test]
+fn the_older_route_wins_a_conflict_and_the_newer_one_heals_when_it_goes() {
+    let scene = Scene::new("conflict");
+    scene.apply(&scene.route("older", &connections(11))).ok();
+    scene.until("older", "Accepted", "Programmed");
+    // Age is counted in seconds, and names decide within one.
+    let mut other = connections(12);
+    other["access"] = json!({"allow": [{"methods": ["GET"], "paths": ["/x"]}]});
+    scene.apply(&scene.route("younger", &other)).ok();
+    let younger = scene.until("younger", "ProviderConflict", "Pending");
+    let message = condition(&younger, "Accepted")["message"].as_str().unwrap();
+    assert!(message.contains("older"), "{message}");
+    scene.kubectl(&["delete", "nxr", "older"]).ok();
+    scene.until("younger", "Accepted", "Programmed");
+    assert_eq!(scene.table().unwrap().routes[0].name, "younger");
+}
+
+#[test]
+fn routes_that_differ_in_their_tenants_only_are_one_in_the_table() {
+    let scene = Scene::new("merge");
+    let tenant = |tenant: &str, number| json!({"connections": [{"tenant": tenant, "connectionId": connection(number)}]});
+    scene.apply(&scene.route("a", &tenant("one", 21))).ok();
+    scene.apply(&scene.route("b", &tenant("two", 22))).ok();
+    scene.apply(&scene.route("c", &tenant("one", 23))).ok();
+    scene.until("a", "Accepted", "Programmed");
+    scene.until("b", "Accepted", "Programmed");
+    scene.until("c", "DuplicateTenant", "Pending");
+    let table = scene.until_table("both", |table| table.routes[0].connections.len() == 2);
+    assert_eq!(table.routes.len(), 1);
+    scene.kubectl(&["delete", "nxr", "a"]).ok();
+    scene.until("c", "Accepted", "Programmed");
+}
+
+#[test]
+fn a_connection_belongs_to_the_namespace_that_named_it_first_unless_it_is_shared() {
+    let (first, second) = (Scene::new("claim"), Scene::new("claim"));
+    first.apply(&first.route("mine", &connections(31))).ok();
+    first.until("mine", "Accepted", "Programmed");
+    second.apply(&second.route("theirs", &connections(31))).ok();
+    let claimed = second.until("theirs", "ConnectionClaimed", "Pending");
+    let message = condition(&claimed, "Accepted")["message"].as_str().unwrap();
+    assert!(!message.contains(&first.namespace), "{message}");
+
+    let annotate = |value: &str| {
+        let arguments = [
+            "annotate",
+            "--overwrite",
+            "namespace",
+            &second.namespace,
+            value,
+        ];
+        second.cluster.kubectl(&arguments).ok();
+    };
+    annotate(&format!("nexus.io/connections={}", connection(31)));
+    second.until("theirs", "Accepted", "Programmed");
+    annotate("nexus.io/connections-");
+    second.until("theirs", "ConnectionClaimed", "Pending");
+    annotate("nexus.io/connections=*");
+    second.until("theirs", "Accepted", "Programmed");
+    annotate("nexus.io/connections-");
+    second.until("theirs", "ConnectionClaimed", "Pending");
+    // It heals although nothing of its namespace changes.
+    first.kubectl(&["delete", "nxr", "mine"]).ok();
+    second.until("theirs", "Accepted", "Programmed");
+}
+
+#[test]
+fn a_provider_that_goes_takes_its_grant_with_it() {
+    let scene = Scene::new("grant");
+    scene.apply(&scene.route("api", &connections(41))).ok();
+    scene.until("api", "Accepted", "Programmed");
+    let provider = || scene.cluster.get("", "nexusprovider", &scene.namespace);
+    scene.wait("the provider's condition", || {
+        let provider = provider().unwrap();
+        match condition(&provider, "Accepted")["status"].as_str() {
+            Some("True") => Ok(()),
+            _ => Err(provider.to_string()),
+        }
+    });
+    scene
+        .cluster
+        .kubectl(&["delete", "nxp", &scene.namespace])
+        .ok();
+    scene.until("api", "InvalidUpstream", "Pending");
+    let mut bad = nexus_tests::controlled::provider(&scene.namespace);
+    bad["spec"]["origins"] = json!(["https://*.com"]);
+    scene.apply(&bad).ok();
+    scene.wait("the provider's refusal", || {
+        let provider = provider().unwrap();
+        match condition(&provider, "Accepted")["reason"].as_str() {
+            Some("InvalidValue" | "InvalidUpstream") => Ok(()),
+            _ => Err(provider.to_string()),
+        }
+    });
+    scene
+        .apply(&nexus_tests::controlled::provider(&scene.namespace))
+        .ok();
+    scene.until("api", "Accepted", "Programmed");
+}
+
+#[test]
+fn a_config_map_that_was_edited_or_deleted_is_put_back() {
+    let scene = Scene::new("back");
+    scene.apply(&scene.route("api", &connections(51))).ok();
+    scene.until("api", "Accepted", "Programmed");
+    let mut revision = scene.table().unwrap().revision;
+    // The policy denies such edits to everybody else.
+    let operator = "--as=system:serviceaccount:nexus-system:nexus-operator";
+    for patch in [
+        json!({"data": {"routes.json": "{}"}}),
+        json!({"data": {"more.json": "{}"}}),
+        json!({"data": {"routes.json": null}, "binaryData": {"routes.json.gz": "e30="}}),
+        json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "me"}}}),
+        json!({"immutable": true}),
+    ] {
+        let text = patch.to_string();
+        let edit = [
+            "patch",
+            "configmap",
+            "nexus-routes",
+            "--type=merge",
+            operator,
+            "--patch",
+            &text,
+        ];
+        scene.kubectl(&edit).ok();
+        scene.wait(&format!("no trace of {patch}"), || {
+            let Some(config_map) = scene.config_map() else {
+                return Err("none".to_owned());
+            };
+            let own = config_map["data"]
+                .as_object()
+                .is_some_and(|data| data.len() == 1);
+            let label = &config_map["metadata"]["labels"]["app.kubernetes.io/managed-by"];
+            if own
+                && label == "nexus-operator"
+                && config_map["binaryData"].is_null()
+                && config_map["immutable"].is_null()
+                && nexus_tests::controlled::table(&config_map).revision > revision
+            {
+                return Ok(());
+            }
+            Err(config_map.to_string())
+        });
+        revision = scene.table().unwrap().revision;
+    }
+    scene.kubectl(&["delete", "configmap", "nexus-routes"]).ok();
+    scene.until_table("a new one", |table| {
+        table.revision > revision && table.routes.len() == 1
+    });
+}
+
+#[test]
+fn a_table_stays_empty_as_long_as_a_sidecar_may_read_it() {
+    let scene = Scene::new("empty");
+    scene.apply(&scene.route("api", &connections(61))).ok();
+    scene.until("api", "Accepted", "Programmed");
+    assert_eq!(scene.table().unwrap().format, nexus_crds::table::FORMAT);
+
+    // It reads what the first version read, and gets it.
+    scene.pod("old", &json!({"version": 1, "labels": {"app": "a"}}));
+    scene.until_table("the oldest format", |table| table.format == 1);
+    let newest = nexus_crds::table::FORMAT;
+    scene.pod(
+        "new",
+        &json!({"version": 1, "tableFormat": newest, "sidecarVersion": "9.9.9"}),
+    );
+    let selected = json!({
+        "podSelector": {"matchLabels": {"app": "a"}},
+        "connections": [{"connectionId": connection(62)}],
+    });
+    scene.apply(&scene.route("api", &selected)).ok();
+    scene.wait("one of two pods", || {
+        match &scene.seen("api")["status"]["boundPods"] {
+            count if *count == 1 => Ok(()),
+            count => Err(count.to_string()),
+        }
+    });
+    let counted = |version: &str| scene.operator.metric("nexus_operator_sidecars", &[version]);
+    assert!(counted("9.9.9") >= 1.0 && counted("unknown") >= 1.0);
+
+    scene.kubectl(&["delete", "nxr", "api"]).ok();
+    let empty = scene.until_table("an empty table", |table| table.routes.is_empty());
+    scene
+        .kubectl(&["delete", "pod", "old", "--grace-period=0", "--force"])
+        .ok();
+    let raised = scene.until_table("the newest format", |table| table.format == newest);
+    assert!(raised.revision > empty.revision && raised.routes.is_empty());
+    scene
+        .kubectl(&["delete", "pod", "new", "--grace-period=0", "--force"])
+        .ok();
+    scene.wait("no ConfigMap", || match scene.config_map() {
+        None => Ok(()),
+        Some(left) => Err(left.to_string()),
+    });
+}
+
+#[test]
+fn pods_that_ask_for_a_sidecar_and_have_none_are_found() {
+    let scene = Scene::new("sweep");
+    // As if the webhook had not been there: it does not look at pods of this namespace.
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "naked", "namespace": scene.namespace},
+        "spec": {"containers": [{"name": "agent", "image": "localhost/agent:1"}]},
+    });
+    scene.apply(&pod).ok();
+    scene
+        .kubectl(&["annotate", "pod", "naked", "nexus.io/inject=true"])
+        .ok();
+    scene.wait("the gauge", || {
+        let name = "nexus_operator_annotated_pods_without_sidecar";
+        match scene.operator.metric(name, &[]) {
+            count if count >= 1.0 => Ok(()),
+            count => Err(count.to_string()),
+        }
+    });
+    scene.wait("one event", || {
+        let field = "--field-selector=reason=SidecarMissing,regarding.name=naked";
+        let told = scene
+            .kubectl(&["get", "events.events.k8s.io", field, "--output=name"])
+            .ok();
+        match told.lines().count() {
+            1 => Ok(()),
+            count => Err(count.to_string()),
+        }
+    });
+}
+
+#[test]
+fn the_real_sidecar_loads_every_table_that_is_written() {
+    let scene = Scene::new("load");
+    let many: Vec<Value> = (0..5000)
+        .map(|number| json!({"tenant": format!("tenant-{number}"), "connectionId": connection(100_000 + number)}))
+        .collect();
+    for (oldest, name, fields) in [
+        (false, "routes.json", connections(71)),
+        (false, "routes.json.gz", json!({"connections": many})),
+        (true, "routes.json.gz", json!({"connections": many})),
+        (true, "routes.json", connections(72)),
+    ] {
+        if oldest {
+            scene.pod("old", &json!({"version": 1}));
+        }
+        let route = scene.route("api", &fields).to_string();
+        let apply = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--filename=-",
+        ];
+        scene.cluster.kubectl_with(&apply, &route).ok();
+        let format = if oldest { 1 } else { nexus_crds::table::FORMAT };
+        let count = fields["connections"].as_array().unwrap().len();
+        let table = scene.until_table(&format!("{name} in format {format}"), |table| {
+            table.format == format
+                && table
+                    .routes
+                    .first()
+                    .is_some_and(|route| route.connections.len() == count)
+        });
+        let (found, bytes) = file(&scene.config_map().unwrap());
+        assert_eq!(found, name);
+        let folder = scene
+            .cluster
+            .scratch(&format!("load-{name}-{format}-{count}"));
+        std::fs::write(folder.join(found), bytes).unwrap();
+        let check = sidecar::command(["check".as_ref(), folder.as_os_str()])
+            .output()
+            .unwrap();
+        assert!(
+            check.status.success(),
+            "{} {table:?}",
+            String::from_utf8_lossy(&check.stderr)
+        );
+    }
+}
+
+#[test]
+fn what_is_as_it_should_be_is_not_written_again() {
+    let scene = Scene::new("still");
+    scene.apply(&scene.route("api", &connections(81))).ok();
+    scene.until("api", "Accepted", "Programmed");
+    let versions = || {
+        let version = |object: &Value| object["metadata"]["resourceVersion"].clone();
+        [
+            version(&scene.seen("api")),
+            version(&scene.config_map().unwrap()),
+        ]
+    };
+    let before = versions();
+    // Several counts of pods, and a change that makes everything compile again.
+    let other = Scene::new("still");
+    other.apply(&other.route("api", &connections(82))).ok();
+    other.until("api", "Accepted", "Programmed");
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    assert_eq!(versions(), before);
+
+    // Somebody else's words in a condition are taken back.
+    let patch =
+        json!([{"op": "replace", "path": "/status/conditions/0/message", "value": "all is well"}]);
+    let patch = patch.to_string();
+    let edit = [
+        "patch",
+        "nxr",
+        "api",
+        "--subresource=status",
+        "--type=json",
+        "--patch",
+        &patch,
+    ];
+    scene.kubectl(&edit).ok();
+    wait("the condition", &scene.operator, || {
+        let text = scene.seen("api")["status"].to_string();
+        if text.contains("all is well") {
+            Err(text)
+        } else {
+            Ok(())
+        }
+    });
+}
