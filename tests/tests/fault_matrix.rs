@@ -246,7 +246,7 @@ async fn case(control: Control, up: Up, content: Content, method: &str) {
     broker.set(&id, control_answer(control, secrets.old.value()));
     let route = Route::new("p", &upstream.url())
         .connection(&id)
-        .with("replay", json!({"on": [401], "maxBodyBytes": BUFFER}));
+        .with("replay", json!({"statusCodes": [401], "maxBodyBytes": BUFFER}));
     let sidecar = Sidecar::run()
         .route(&route)
         .control(&broker)
