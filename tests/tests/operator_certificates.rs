@@ -188,8 +188,9 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
         // What an API server that has just read the caBundle thinks of the certificate.
         let bundle = scene.bundle().await;
         let leaf = scene.shown(port, &bundle).await;
-        leaves.insert(leaf.unwrap_or_else(|error| panic!("{error}\n{}", operator.log())));
-        authorities.extend(bundle.iter().cloned());
+        let leaf = leaf.unwrap_or_else(|error| panic!("{error}\n{}", operator.log()));
+        leaves.insert(leaf.to_vec());
+        authorities.extend(bundle.iter().map(|it| it.to_vec()));
         if !bundle.contains(&first[0]) && start.elapsed() > Duration::from_secs(15) {
             break;
         }

@@ -208,7 +208,7 @@ mod tests {
             ..exact("want", 2)
         };
         for injected in [true, false] {
-            let plan = |live, wanted| plan(live, wanted, empty, injected);
+            let plan = |live: Option<&Live>, wanted| plan(live, wanted, empty, injected);
             assert_eq!(plan(None, want), Plan::Write);
             assert_eq!(plan(Some(&exact("want", 2)), want), Plan::Keep);
             assert_eq!(plan(Some(&exact("want", 1)), want), Plan::Write);

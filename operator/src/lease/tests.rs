@@ -2,11 +2,11 @@
 
 use std::sync::Mutex;
 
+use axum::Router;
 use axum::extract::{Json, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use axum::{Router, body::Body};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -126,8 +126,6 @@ fn replica(server: &Arc<Server>, identity: &str) -> Replica {
         .route(leases, axum::routing::post(write))
         .route(&format!("{leases}/l"), get(read).put(write))
         .with_state(link.clone());
-    let router =
-        router.map_request(|request: http::Request<kube::client::Body>| request.map(Body::new));
     let (sender, leads) = watch::channel(false);
     let (shutdown, ending) = watch::channel(false);
     let candidate = Candidate {

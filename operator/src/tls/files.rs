@@ -113,22 +113,10 @@ impl Files {
         }
     }
 
-    async fn read(&self) -> Result<Leaf, FileError> {
-        let read = async |flag, path: &PathBuf| {
-            let read = tokio::fs::read(path).await;
-            read.map(Zeroizing::new).map_err(|error| FileError::Read {
-                flag,
-                path: path.clone(),
-                error,
-            })
-        };
-        let certificate = read("--tls-cert", &self.certificate).await?;
-        let key = read("--tls-key", &self.key).await?;
-        Leaf::read(&certificate, &key).map_err(|error| FileError::Content {
-            certificate: self.certificate.clone(),
-            key: self.key.clone(),
-            error,
-        })
+    async fn read(&self) -> anyhow::Result<Leaf> {
+        let (certificate, key) = (self.certificate.clone(), self.key.clone());
+        let read = tokio::task::spawn_blocking(move || read(certificate, key));
+        Ok(read.await??)
     }
 
     fn publish(&self, leaf: &Leaf) {
@@ -163,6 +151,24 @@ impl Files {
             }
         }
     }
+}
+
+fn read(certificate: PathBuf, key: PathBuf) -> Result<Leaf, FileError> {
+    let bytes = |flag, path: &PathBuf| {
+        let read = std::fs::read(path).map(Zeroizing::new);
+        read.map_err(|error| FileError::Read {
+            flag,
+            path: path.clone(),
+            error,
+        })
+    };
+    let chain = bytes("--tls-cert", &certificate)?;
+    let secret = bytes("--tls-key", &key)?;
+    Leaf::read(&chain, &secret).map_err(|error| FileError::Content {
+        certificate,
+        key,
+        error,
+    })
 }
 
 fn watcher(notices: mpsc::Sender<()>) -> Option<RecommendedWatcher> {

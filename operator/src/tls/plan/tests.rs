@@ -59,7 +59,7 @@ impl World {
         let mut trusted: Vec<_> = authorities
             .map(|it| it.trusted().cloned().collect())
             .unwrap_or_default();
-        trusted.sort();
+        trusted.sort_by(|one, other| one.as_ref().cmp(other.as_ref()));
         trusted
     }
 

@@ -116,7 +116,7 @@ async fn a_connection_lives_on_until_its_first_answer_after_another_certificate(
     }
     scene.renew();
     // A request that is under way meets an open connection, however long it takes.
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    sleep(Duration::from_millis(300)).await;
     assert!(!connection.is_finished());
     let answer = sender.send_request(request("/echo")).await.unwrap();
     assert_eq!((answer.status(), closes(&answer)), (StatusCode::OK, true));
@@ -130,7 +130,7 @@ async fn every_handshake_shows_the_last_certificate() {
     for _ in 0..3 {
         let stream = scene.connect("http/1.1").await;
         let (_, session) = stream.get_ref();
-        seen.push(session.peer_certificates().unwrap()[0].clone());
+        seen.push(session.peer_certificates().unwrap()[0].to_vec());
         scene.renew();
     }
     seen.sort();
@@ -149,7 +149,7 @@ async fn an_http2_connection_is_told_to_go_and_finishes_what_it_has() {
     let answer = sender.send_request(request("/echo")).await.unwrap();
     assert_eq!(answer.version(), Version::HTTP_2);
     scene.renew();
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    sleep(Duration::from_millis(300)).await;
     scene.go.notify_one();
     assert_eq!(slow.await.unwrap().unwrap().status(), StatusCode::OK);
     drop(sender);
@@ -161,9 +161,9 @@ async fn what_is_in_flight_at_the_shutdown_is_answered() {
     let scene = Scene::new().await;
     let (mut sender, _connection) = scene.http1().await;
     let slow = tokio::spawn(async move { sender.send_request(request("/slow")).await });
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep(Duration::from_millis(200)).await;
     scene.shutdown.send_replace(true);
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    sleep(Duration::from_millis(200)).await;
     assert!(
         TcpStream::connect(scene.address).await.is_err(),
         "it accepts no more"
@@ -190,7 +190,7 @@ async fn an_idle_connection_may_still_ask_during_the_drain_and_does_not_hold_it_
     }
     let begun = Instant::now();
     scene.shutdown.send_replace(true);
-    tokio::time::sleep(DRAIN / 4).await;
+    sleep(DRAIN / 4).await;
     let answer = asks.send_request(request("/echo")).await.unwrap();
     assert_eq!((answer.status(), closes(&answer)), (StatusCode::OK, true));
     assert!(!idle.is_finished());
