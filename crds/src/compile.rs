@@ -95,7 +95,8 @@ pub fn compile<R: Borrow<NexusRoute>, P: Borrow<NexusProvider>>(
     }
 }
 
-fn provider_name(route: &NexusRoute) -> &str {
+/// The provider of a route: the one it names, else its own name.
+pub fn provider_name(route: &NexusRoute) -> &str {
     let name = route.metadata.name.as_deref().unwrap_or_default();
     route.spec.provider.as_deref().unwrap_or(name)
 }

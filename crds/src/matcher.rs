@@ -226,6 +226,7 @@ pub enum Scrub {
     /// The answer is cut.
     Block,
     /// Nothing.
+    #[serde(rename = "None", alias = "Off")]
     Off,
 }
 
@@ -239,5 +240,6 @@ pub enum RewriteLinks {
     /// There and in textual bodies.
     Body,
     /// Nowhere.
+    #[serde(rename = "None", alias = "Off")]
     Off,
 }

@@ -122,6 +122,24 @@ mod tests {
         }
     }
 
+    /// kubectl and Helm read YAML 1.1: unquoted, `on` would arrive as `true`, and `Off` as `false`.
+    #[test]
+    fn no_field_or_value_is_a_boolean_of_yaml() {
+        let is_boolean = |word: &str| {
+            let words = ["y", "n", "yes", "no", "on", "off", "true", "false"];
+            words.contains(&word.to_ascii_lowercase().as_str())
+        };
+        for (kind, schema) in schemas() {
+            visit(&kind, &schema, &mut |path, schema| {
+                let name = path.rsplit('.').next().unwrap();
+                assert!(!is_boolean(name), "{path}");
+                for value in schema["enum"].as_array().into_iter().flatten() {
+                    assert!(!value.as_str().is_some_and(is_boolean), "{path}: {value}");
+                }
+            });
+        }
+    }
+
     #[test]
     fn every_field_of_a_spec_is_described() {
         for (kind, schema) in schemas() {

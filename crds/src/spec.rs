@@ -176,9 +176,10 @@ pub struct TimeoutsSpec {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ReplaySpec {
     /// Statuses that mean a dead credential at this API. Default: `[401]`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    // The first manifests and tables say `on`, which kubectl, whose YAML is 1.1, takes for `true`.
+    #[serde(default, alias = "on", skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16), inner(range(min = 400, max = 599)))]
-    pub on: Option<Vec<u16>>,
+    pub status_codes: Option<Vec<u16>>,
     /// Largest request body that is kept to be sent again, in bytes. Default: 1048576.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(max = 33_554_432))]

@@ -1,5 +1,6 @@
 //! Admission: what the API server sends before it creates an object comes in, and whether and how it may be created goes
-//! out. Here requests are decoded, told apart and counted; [`inject`] decides, and knows nothing of HTTP.
+//! out. Here requests are decoded, told apart and counted; [`inject`] decides about pods and [`validate`] about our own
+//! objects, and neither knows of HTTP.
 //!
 //! Every replica serves this, whoever holds the Lease. Nothing has an effect beside the answer, so that a dry run is an
 //! admission like any other. Objects are never logged: a pod's environment may hold anything.
@@ -22,10 +23,13 @@ use crate::metrics::{AdmissionKind, AdmissionLabels, AdmissionOutcome, Metrics};
 use crate::stores::Stores;
 
 pub mod inject;
+mod objects;
 mod review;
 pub mod server;
+pub mod validate;
 
 use inject::{Decision, InjectConfig, inject};
+use objects::{Objects, objects};
 use review::{Refusal, Review};
 
 /// Objects are at most 3 MiB as clients send them; a review holds one or two.
@@ -46,7 +50,8 @@ pub struct Webhook {
     pub metrics: Arc<Metrics>,
 }
 
-/// The endpoints, each for a POST of an AdmissionReview: `/inject` for pods that are created.
+/// The endpoints, each for a POST of an AdmissionReview: `/inject` for pods that are created, `/validate/nexusroute` and
+/// `/validate/nexusprovider` for our own objects.
 pub fn router(webhook: Webhook) -> Router {
     let Webhook {
         stores,
@@ -54,6 +59,10 @@ pub fn router(webhook: Webhook) -> Router {
         inject,
         metrics,
     } = webhook;
+    let ours = objects(Objects {
+        stores: stores.clone(),
+        metrics: metrics.clone(),
+    });
     let namespace = Arc::new(move |name: &str| match stores.namespace(name) {
         Some(namespace) => {
             let metadata = namespace.metadata.clone();
@@ -61,11 +70,12 @@ pub fn router(webhook: Webhook) -> Router {
         }
         None => Box::pin(look_up(client.clone(), name.to_owned())),
     });
-    pods(Pods {
+    let pods = pods(Pods {
         namespace,
         inject,
         metrics,
-    })
+    });
+    pods.merge(ours).layer(DefaultBodyLimit::max(MAX_BODY))
 }
 
 /// Finds the metadata of a Namespace, or says why it cannot.

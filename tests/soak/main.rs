@@ -236,8 +236,10 @@ impl World {
 }
 
 fn manifest(route: u32, upstream: &str) -> Route {
-    let mut manifest = Route::new(&format!("p{route}"), upstream)
-        .with("replay", json!({"on": [401], "maxBodyBytes": BUFFER}));
+    let mut manifest = Route::new(&format!("p{route}"), upstream).with(
+        "replay",
+        json!({"statusCodes": [401], "maxBodyBytes": BUFFER}),
+    );
     for tenant in 0..TENANTS {
         let id = connection_of(route, tenant);
         manifest = manifest.tenant(&format!("tenant-{tenant}"), &id);

@@ -23,7 +23,7 @@ use self::keeper::Keeper;
 use self::pki::Pki;
 
 /// How long the components may take to start on a busy machine.
-const START_LIMIT: Duration = Duration::from_secs(120);
+const START_LIMIT: Duration = Duration::from_mins(2);
 /// Ports that were free may be taken before a component binds them.
 const ATTEMPTS: usize = 3;
 
@@ -68,17 +68,19 @@ impl Cluster {
     ///
     /// When it does not start, showing what its components said.
     pub fn start() -> Self {
-        for _ in 1..ATTEMPTS {
-            if let Ok(cluster) = Self::try_start() {
-                return cluster;
+        let mut said = String::new();
+        for _ in 0..ATTEMPTS {
+            // The keeper removes it: no destructor runs for what a process holds to its end.
+            let folder = TempDir::with_prefix("nexus-cluster-").unwrap().keep();
+            match Self::try_start(folder) {
+                Ok(cluster) => return cluster,
+                Err(error) => said = error,
             }
         }
-        Self::try_start().unwrap_or_else(|said| panic!("no control plane: {said}"))
+        panic!("no control plane: {said}")
     }
 
-    fn try_start() -> Result<Self, String> {
-        // The keeper removes it: no destructor runs for what a process holds to its end.
-        let folder = TempDir::with_prefix("nexus-cluster-").unwrap().keep();
+    fn try_start(folder: PathBuf) -> Result<Self, String> {
         let [etcd, peer, secure] = free_ports();
         let url = format!("https://127.0.0.1:{secure}");
         let pki = Pki::write(&folder, &url);
@@ -93,7 +95,7 @@ impl Cluster {
             url,
             ca: pki.ca,
             namespaces: AtomicU32::new(0),
-            keeper: keeper,
+            keeper,
             folder,
         };
         cluster.wait("the API server", &["get", "--raw", "/readyz"])?;

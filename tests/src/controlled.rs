@@ -13,7 +13,7 @@ use crate::apiserver::{Answer, Cluster};
 use crate::operator::{Installation, Operator};
 
 /// How long the operator may take for anything on a busy machine.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 /// Tests cannot wait for the 30 seconds of the default.
 const QUICK: [&str; 2] = ["--bound-pods-interval=1s", "--pod-sweep-interval=1s"];
 

@@ -82,7 +82,7 @@ mod tests {
         let yaml = Route::new("github", "http://127.0.0.1:1/base")
             .connection("a")
             .tenant("t", "b")
-            .with("replay", json!({"on": [401]}))
+            .with("replay", json!({"statusCodes": [401]}))
             .yaml();
         let read: Value = yaml_serde::from_str(&yaml).unwrap();
         assert_eq!(read["kind"], "NexusRoute");

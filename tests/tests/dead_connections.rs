@@ -96,7 +96,7 @@ async fn an_idempotent_request_on_a_kept_connection_that_dies_is_sent_again_on_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_not_be_sent_again_fails_with_its_kept_connection() {
-    let replay = json!({"on": [401], "maxBodyBytes": BUFFER, "methods": ["GET", "PUT"]});
+    let replay = json!({"statusCodes": [401], "maxBodyBytes": BUFFER, "methods": ["GET", "PUT"]});
     let too_long = vec![b'x'; BUFFER + 1];
     for (why, method, body) in [
         ("the upstream may have acted on it", "POST", &b"content"[..]),

@@ -244,9 +244,10 @@ async fn case(control: Control, up: Up, content: Content, method: &str) {
     let id = connection(1);
     let broker = Broker::start(Front::Broker, Some(secrets.key.value())).await;
     broker.set(&id, control_answer(control, secrets.old.value()));
-    let route = Route::new("p", &upstream.url())
-        .connection(&id)
-        .with("replay", json!({"on": [401], "maxBodyBytes": BUFFER}));
+    let route = Route::new("p", &upstream.url()).connection(&id).with(
+        "replay",
+        json!({"statusCodes": [401], "maxBodyBytes": BUFFER}),
+    );
     let sidecar = Sidecar::run()
         .route(&route)
         .control(&broker)

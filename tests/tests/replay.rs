@@ -129,7 +129,7 @@ fn assert_whole(seen: &Seen, method: &str, kind: Kind) {
 }
 
 async fn with_small_buffer() -> Guarded {
-    let replay = json!({"on": [401], "maxBodyBytes": BUFFER});
+    let replay = json!({"statusCodes": [401], "maxBodyBytes": BUFFER});
     Guarded::adapted(Provider::new("p"), Refuses::default(), |route| {
         route.with("replay", replay)
     })
@@ -227,7 +227,7 @@ async fn the_routes_statuses_say_what_a_dead_credential_is() {
         status: 403,
         challenge: "Bearer",
     };
-    let only_403 = json!({"on": [403]});
+    let only_403 = json!({"statusCodes": [403]});
     let guarded = Guarded::adapted(Provider::new("p"), refuses, |route| {
         route.with("replay", only_403.clone())
     })
@@ -250,7 +250,7 @@ async fn the_routes_statuses_say_what_a_dead_credential_is() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_the_routes_methods_are_sent_again() {
-    let replay = json!({"on": [401], "methods": ["GET"]});
+    let replay = json!({"statusCodes": [401], "methods": ["GET"]});
     let guarded = Guarded::adapted(Provider::new("p"), Refuses::default(), |route| {
         route.with("replay", replay)
     })

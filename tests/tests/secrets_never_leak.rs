@@ -262,7 +262,7 @@ async fn the_scan_finds_a_secret_where_there_is_one() {
     let broker = Broker::gateway().await;
     broker.set(&connection(1), Answer::header("X-Key", canary.value()));
     let route = Route::new("p", &upstream.url()).connection(&connection(1));
-    let shown = route.with("response", json!({"scrub": "Off"}));
+    let shown = route.with("response", json!({"scrub": "None"}));
     let sidecar = Sidecar::with(&broker, &shown).await;
     let answer = sidecar.agent().get("/").provider("p").send().await;
     let mut light = Light::default();

@@ -267,12 +267,12 @@ fn merge_timeouts(own: TimeoutsSpec, default: TimeoutsSpec) -> TimeoutsSpec {
 
 fn merge_replay(own: ReplaySpec, default: ReplaySpec) -> ReplaySpec {
     let ReplaySpec {
-        on,
+        status_codes,
         max_body_bytes,
         methods,
     } = own;
     ReplaySpec {
-        on: on.or(default.on),
+        status_codes: status_codes.or(default.status_codes),
         max_body_bytes: max_body_bytes.or(default.max_body_bytes),
         methods: methods.or(default.methods),
     }

@@ -226,15 +226,15 @@ fn parse_timeouts(spec: &TimeoutsSpec) -> Result<Timeouts, Problem> {
 
 fn parse_replay(spec: &ReplaySpec) -> Result<Replay, Problem> {
     let ReplaySpec {
-        on,
+        status_codes,
         max_body_bytes,
         methods,
     } = spec;
     let defaults = Replay::default();
-    let on = on.clone().unwrap_or(defaults.on);
+    let on = status_codes.clone().unwrap_or(defaults.on);
     if let Some(status) = on.iter().find(|status| !(400..600).contains(*status)) {
         let message = format!("{status} is no error status (400 to 599)");
-        return Err(invalid("spec.replay.on", message));
+        return Err(invalid("spec.replay.statusCodes", message));
     }
     let max_body_bytes = max_body_bytes.unwrap_or(defaults.max_body_bytes);
     if max_body_bytes > MAX_REPLAY_BODY {

@@ -101,42 +101,17 @@ pub fn inject(
         findings.refuse(format_args!("annotation {TENANTS_ANNOTATION}"), why);
     }
     let mut patcher = Patcher::default();
-    let environment = Environment::new(&wishes);
-    for listed in patch::containers(spec).filter(|listed| !is_sidecar(listed.container)) {
-        environment.apply(listed, &mut patcher, &mut findings);
+    if !findings.refuses() {
+        write(
+            pod,
+            spec,
+            &wishes,
+            &admitted,
+            config,
+            &mut patcher,
+            &mut findings,
+        );
     }
-    let Volumes { volumes, mounts } = Volumes::new(config);
-    let parts = Parts {
-        mounts,
-        resources: resources::resources(&wishes.resources, config, spec, annotations),
-        forced_pull_policy: forced_pull_policy(spec),
-    };
-    replace_containers(
-        spec,
-        sidecar::container(config, &wishes, parts),
-        &mut patcher,
-    );
-    replace_volumes(spec, volumes, &mut patcher);
-    let ObjectMeta {
-        labels,
-        annotations,
-        ..
-    } = &pod.metadata;
-    mark(
-        &at(["metadata", "labels"]),
-        labels.as_ref(),
-        SIDECAR_LABEL,
-        "true",
-        &mut patcher,
-    );
-    let place = at(["metadata", "annotations"]);
-    mark(
-        &place,
-        annotations.as_ref(),
-        ADMITTED_ANNOTATION,
-        &admitted,
-        &mut patcher,
-    );
     match findings.into_warnings() {
         Ok(warnings) => Decision::Injected {
             patch: patcher.into_patch(),
@@ -144,6 +119,56 @@ pub fn inject(
         },
         Err(message) => Decision::Refused { message },
     }
+}
+
+/// Writes the patch of a pod that may have a sidecar.
+fn write(
+    pod: &Pod,
+    spec: &PodSpec,
+    wishes: &Wishes,
+    admitted: &str,
+    config: &InjectConfig,
+    patcher: &mut Patcher,
+    findings: &mut Findings,
+) {
+    let none = BTreeMap::new();
+    let ObjectMeta {
+        labels,
+        annotations,
+        ..
+    } = &pod.metadata;
+    let environment = Environment::new(wishes);
+    for listed in patch::containers(spec).filter(|listed| !is_sidecar(listed.container)) {
+        environment.apply(listed, patcher, findings);
+    }
+    let Volumes { volumes, mounts } = Volumes::new(config);
+    let parts = Parts {
+        mounts,
+        resources: resources::resources(
+            &wishes.resources,
+            config,
+            spec,
+            annotations.as_ref().unwrap_or(&none),
+        ),
+        forced_pull_policy: forced_pull_policy(spec),
+    };
+    replace_containers(spec, sidecar::container(config, wishes, parts), patcher);
+    replace_volumes(spec, volumes, patcher);
+    mark(
+        &at(["metadata", "labels"]),
+        labels.as_ref(),
+        SIDECAR_LABEL,
+        "true",
+        patcher,
+    );
+    let place = at(["metadata", "annotations"]);
+    mark(
+        &place,
+        annotations.as_ref(),
+        ADMITTED_ANNOTATION,
+        admitted,
+        patcher,
+    );
 }
 
 /// Whether a container is a sidecar, ours or what passes itself off as one.

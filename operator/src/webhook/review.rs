@@ -118,6 +118,14 @@ impl Review {
         parse(self.0.object.as_ref(), &self.0.kind.kind, kind)
     }
 
+    /// The object that is stored now.
+    pub(super) fn old_object<K>(&self, kind: &str) -> Result<K, Refusal>
+    where
+        K: Resource + DeserializeOwned,
+    {
+        parse(self.0.old_object.as_ref(), &self.0.kind.kind, kind)
+    }
+
     /// The answer that it may be as it is.
     pub(super) fn allow(&self) -> AdmissionResponse {
         AdmissionResponse::from(&self.0)

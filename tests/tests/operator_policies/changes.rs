@@ -74,6 +74,10 @@ async fn what_was_decided_at_admission_stays_so() {
         .merge(&path, &json!({"metadata": others}))
         .await
         .ok();
+    for team in [json!("b"), Value::Null] {
+        let changed = json!({"metadata": {"annotations": {"team": team}}});
+        scene.mallory.merge(&path, &changed).await.ok();
+    }
     scene
         .mallory
         .merge(&path, &json!({"metadata": {"finalizers": null}}))

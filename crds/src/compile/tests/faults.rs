@@ -107,9 +107,9 @@ fn each_fault_has_its_reason_and_field() {
             "spec.limits.burst",
         ),
         (
-            json!({"replay": {"on": [200]}}),
+            json!({"replay": {"statusCodes": [200]}}),
             InvalidValue,
-            "spec.replay.on",
+            "spec.replay.statusCodes",
         ),
         (
             json!({"response": {"linkHeaders": [""]}}),

@@ -54,7 +54,7 @@ fn what_looks_safe_and_is_not_is_told() {
             "only count",
         ),
         (
-            json!({"response": {"scrub": "Off"}}),
+            json!({"response": {"scrub": "None"}}),
             "spec.response.scrub",
             "reaches the agent",
         ),

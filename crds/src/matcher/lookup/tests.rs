@@ -67,7 +67,7 @@ fn every_field_reaches_the_compiled_route() {
         "limits": {"maxSignedBodyBytes": 5, "requestsPerSecond": 50, "burst": 100},
         "timeouts": {"connect": "1s", "responseHeader": "none", "idle": "2s", "request": "3s"},
         "replay": {"on": [403], "maxBodyBytes": 7, "methods": ["GET"]},
-        "response": {"scrub": "Block", "compression": "Pass", "setCookie": "Pass", "rewriteLinks": "Off", "linkHeaders": ["X-L"]},
+        "response": {"scrub": "Block", "compression": "Pass", "setCookie": "Pass", "rewriteLinks": "None", "linkHeaders": ["X-L"]},
     }]));
     let route = matcher.by_provider("p").unwrap();
     assert!(route.upstream.allow_private_addresses && !route.upstream.tls);

@@ -101,7 +101,7 @@ fn a_route_is_written_whole_in_either_format() {
         "access": {"deny": [{"paths": ["/a"]}]},
         "limits": {"requestsPerSecond": 5},
         "timeouts": {"idle": "5s"},
-        "replay": {"on": [403]},
+        "replay": {"statusCodes": [403]},
         "response": {"scrub": "Block"},
         "podSelector": {"matchLabels": {"app": "x"}},
         "serviceAccounts": ["robot"],

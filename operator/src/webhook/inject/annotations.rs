@@ -41,6 +41,9 @@ const KNOWN: [&str; 12] = [
 /// The first port that a container without capabilities may bind.
 const UNPRIVILEGED: u16 = 1024;
 
+/// Variables that one annotation may name. Each is set in every container, and looked for among its own.
+const MAX_VARIABLES: usize = 64;
+
 /// What a pod asks for; absent is what the operator's flags say.
 #[derive(Debug)]
 pub(super) struct Wishes {
@@ -241,9 +244,18 @@ impl Reader<'_> {
         names
     }
 
-    fn list(&self, name: &str) -> Vec<String> {
+    fn list(&mut self, name: &str) -> Vec<String> {
         let text = self.annotations.get(name).map_or("", String::as_str);
-        items(text).map(str::to_owned).collect()
+        let list: Vec<String> = items(text)
+            .take(MAX_VARIABLES + 1)
+            .map(str::to_owned)
+            .collect();
+        if list.len() > MAX_VARIABLES {
+            let why = format!("names more than {MAX_VARIABLES} variables; set the others yourself");
+            self.refuse(name, why);
+            return Vec::new();
+        }
+        list
     }
 }
 

@@ -23,10 +23,20 @@ impl Findings {
         self.warnings.push(format!("{field}: {why}"));
     }
 
+    /// Whether the pod cannot have a sidecar.
+    pub(super) fn refuses(&self) -> bool {
+        !self.refusals.is_empty()
+    }
+
     /// The warnings, or all refusals in one text.
     pub(super) fn into_warnings(self) -> Result<Vec<String>, String> {
         if self.refusals.is_empty() {
-            return Ok(self.warnings);
+            let mut warnings = self.warnings;
+            if let Some(more) = warnings.len().checked_sub(NAMED).filter(|more| *more > 0) {
+                warnings.truncate(NAMED);
+                warnings.push(format!("there are {more} more warnings"));
+            }
+            return Ok(warnings);
         }
         let named = self.refusals.len().min(NAMED);
         let mut message = format!(

@@ -16,6 +16,8 @@ mod container;
 const MIRROR: &str = "kubernetes.io/config.mirror";
 const OS_LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
 const WINDOWS: &str = "windows";
+/// Containers beside which there may be a sidecar. No pod has that many; each makes the patch longer.
+const MAX_CONTAINERS: usize = 256;
 
 /// Judges everything but the annotations of a pod.
 pub(super) fn judge(
@@ -44,10 +46,13 @@ pub(super) fn judge(
             judge_volume(volume, config, findings);
         }
     }
-    for listed in containers(spec) {
-        if !is_sidecar(listed.container) {
-            container::judge(listed, spec, config, wishes, findings);
-        }
+    let others = || containers(spec).filter(|listed| !is_sidecar(listed.container));
+    if others().nth(MAX_CONTAINERS).is_some() {
+        let why = format!("are more than {MAX_CONTAINERS}; spread them over several pods");
+        findings.refuse("spec.containers", why);
+    }
+    for listed in others().take(MAX_CONTAINERS) {
+        container::judge(listed, spec, config, wishes, findings);
     }
 }
 
@@ -87,25 +92,35 @@ fn judge_system(spec: &PodSpec, findings: &mut Findings) {
     }
 }
 
-/// A pod may say itself where a name leads: whoever writes it would receive what the sidecar shows to the control plane,
-/// where nothing but the name says who that is.
+/// A pod may say itself where a name leads. Whoever answers there is known by a certificate, or, where the control plane
+/// is reached in clear text, by nothing: then the pod's owner could receive what the sidecar shows to it.
 fn judge_names(spec: &PodSpec, config: &InjectConfig, findings: &mut Findings) {
     let Some(host) = config.control.url.host_str() else {
         return;
     };
-    let hostnames = spec
-        .host_aliases
-        .iter()
-        .flatten()
-        .flat_map(|alias| alias.hostnames.iter().flatten());
-    if hostnames
-        .into_iter()
-        .any(|name| name.trim_end_matches('.').eq_ignore_ascii_case(host))
+    let is_host = |name: &String| name.trim_end_matches('.').eq_ignore_ascii_case(host);
+    let why =
+        format!("says where {host} is, which is the control plane of the sidecar; leave it out");
+    let aliases = spec.host_aliases.iter().flatten();
+    if aliases
+        .flat_map(|alias| alias.hostnames.iter().flatten())
+        .any(is_host)
     {
-        let why = format!(
-            "says where {host} is, which is the control plane of the sidecar; leave it out"
-        );
-        findings.refuse("spec.hostAliases", why);
+        findings.refuse("spec.hostAliases", &why);
+    }
+    if !config.control.insecure {
+        return;
+    }
+    if spec.hostname.as_ref().is_some_and(is_host) {
+        findings.refuse("spec.hostname", &why);
+    }
+    let own = spec.dns_config.as_ref().is_some_and(|dns| {
+        let is_given =
+            |list: &Option<Vec<String>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        is_given(&dns.nameservers) || is_given(&dns.searches)
+    });
+    if own {
+        findings.refuse("spec.dnsConfig", &why);
     }
 }
 

@@ -260,6 +260,60 @@ fn all_reasons_are_told_at_once_and_many_are_counted() {
 }
 
 #[test]
+fn names_of_a_control_plane_in_clear_text_are_left_to_the_cluster() {
+    let cases = [
+        (
+            json!({"dnsConfig": {"nameservers": ["10.0.0.1"]}}),
+            "spec.dnsConfig: ",
+        ),
+        (
+            json!({"dnsConfig": {"searches": ["evil.example"]}}),
+            "spec.dnsConfig: ",
+        ),
+        (json!({"hostname": "gateway"}), "spec.hostname: "),
+    ];
+    let flags = [
+        "--sidecar-gateway-url=http://gateway",
+        "--sidecar-allow-insecure-gateway",
+    ];
+    let insecure = try_config(&flags).unwrap();
+    for (fields, field) in cases {
+        let pod = pod(fields);
+        let Decision::Refused { message } = decide_in(&pod, &namespace(None), &insecure) else {
+            panic!("{pod}");
+        };
+        assert!(message.contains(field), "{message}");
+        // A certificate says who answers.
+        after(&pod, &[]);
+    }
+    let (_, warnings) = injected(
+        &pod(json!({"dnsConfig": {"options": [{"name": "ndots"}]}})),
+        &insecure,
+    );
+    assert_eq!(warnings, [""; 0]);
+}
+
+#[test]
+fn what_would_make_endless_patches_is_refused() {
+    let containers: Vec<_> = (0..257).map(|n| json!({"name": format!("c{n}")})).collect();
+    let message = refusal(&pod(json!({"containers": containers})), &[]);
+    assert!(
+        message.contains("spec.containers: are more than 256"),
+        "{message}"
+    );
+    let names: Vec<_> = (0..65).map(|n| format!("A{n}")).collect();
+    let pod = annotated(
+        pod(json!({})),
+        [("nexus.io/placeholder-env", &names.join(","))],
+    );
+    let message = refusal(&pod, &[]);
+    assert!(
+        message.contains("annotation nexus.io/placeholder-env: names more than 64"),
+        "{message}"
+    );
+}
+
+#[test]
 fn what_is_harmless_passes() {
     for (fields, flags) in [
         (

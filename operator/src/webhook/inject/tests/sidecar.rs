@@ -177,9 +177,8 @@ fn a_forced_pull_policy_stays() {
 #[test]
 fn flags_that_no_sidecar_would_start_with_are_named() {
     for (flags, says) in [
-        (&["--sidecar-image="][..], "--sidecar-image: "),
         (
-            &["--sidecar-image-pull-policy=Sometimes"],
+            &["--sidecar-image-pull-policy=Sometimes"][..],
             "--sidecar-image-pull-policy: ",
         ),
         (&["--sidecar-cpu-request=1u"], "--sidecar-cpu-request: "),

@@ -82,3 +82,14 @@ fn nothing_is_said_about_what_is_fine() {
         after(&pod(fields), &[]);
     }
 }
+
+#[test]
+fn many_warnings_are_counted() {
+    let mut pod = pod(json!({}));
+    for n in 0..50 {
+        pod["metadata"]["annotations"][format!("nexus.io/x{n}")] = "".into();
+    }
+    let (_, warnings) = injected(&pod, &config(&[]));
+    assert_eq!(warnings.len(), 9);
+    assert_eq!(warnings[8], "there are 42 more warnings");
+}

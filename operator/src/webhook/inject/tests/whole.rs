@@ -85,8 +85,13 @@ fn without_decision(mut steps: Value) -> (Value, Value) {
 }
 
 fn the_decision(labels: &Value) -> Value {
-    let version = env!("CARGO_PKG_VERSION");
-    json!({"version": 1, "labels": labels, "serviceAccount": "research", "sidecarVersion": version})
+    json!({
+        "version": 1,
+        "labels": labels,
+        "serviceAccount": "research",
+        "tableFormat": nexus_crds::table::FORMAT,
+        "sidecarVersion": env!("CARGO_PKG_VERSION"),
+    })
 }
 
 #[test]
