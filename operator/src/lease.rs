@@ -198,6 +198,10 @@ impl Candidate {
     /// Reads the Lease, and takes or renews it if this replica may.
     async fn acquire_or_renew(&mut self) -> Result<Attempt, kube::Error> {
         let Some(lease) = self.leases.get_opt(&self.name).await? else {
+            // Whoever deleted it did not stop the holder, which puts it back.
+            if self.is_held_by_other() {
+                return Ok(Attempt::HeldByOther);
+            }
             return self.write(None, 0, true).await;
         };
         let spec = lease.spec.clone().unwrap_or_default();
@@ -216,22 +220,23 @@ impl Candidate {
 
     /// Whether nobody holds it, or whoever did has not renewed it for its duration.
     fn is_free(&mut self, spec: &LeaseSpec) -> bool {
-        let now = Instant::now();
-        let since = match &self.observed {
-            Some(observed) if observed.spec == *spec => observed.at,
-            _ => {
-                let spec = spec.clone();
-                self.observed = Some(Observed { spec, at: now });
-                now
-            }
+        if self.observed.as_ref().is_none_or(|it| it.spec != *spec) {
+            self.observed = Some(Observed {
+                spec: spec.clone(),
+                at: Instant::now(),
+            });
+        }
+        !self.is_held_by_other()
+    }
+
+    /// Whether the record that was seen last is one of another holder whose time is not over.
+    fn is_held_by_other(&self) -> bool {
+        let Some(Observed { spec, at }) = &self.observed else {
+            return false;
         };
-        if spec
-            .holder_identity
-            .as_deref()
-            .unwrap_or_default()
-            .is_empty()
-        {
-            return true;
+        let holder = spec.holder_identity.as_deref().unwrap_or_default();
+        if holder.is_empty() || holder == self.identity {
+            return false;
         }
         let seconds = spec.lease_duration_seconds.unwrap_or_default();
         let granted = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
@@ -241,7 +246,7 @@ impl Candidate {
         } else {
             granted
         };
-        now >= since + granted
+        at.elapsed() < granted
     }
 
     /// Makes this replica the holder.

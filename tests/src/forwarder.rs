@@ -7,14 +7,12 @@ use std::sync::{Arc, Mutex};
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinHandle;
 
-/// A running one; dropping it ends it and its connections.
+/// A running one, on a thread of its own: tests have a runtime each, and it is for all of them. Ends with the process.
 #[derive(Debug)]
 pub struct Forwarder {
     port: u16,
     shared: Arc<Shared>,
-    task: JoinHandle<()>,
 }
 
 #[derive(Debug, Default)]
@@ -30,12 +28,18 @@ impl Forwarder {
     /// # Panics
     ///
     /// When there is no free port.
-    pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    pub fn start() -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
         let port = listener.local_addr().unwrap().port();
         let shared = Arc::new(Shared::default());
-        let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
-        Self { port, shared, task }
+        let accepting = Arc::clone(&shared);
+        std::thread::spawn(move || {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            let runtime = runtime.enable_all().build().unwrap();
+            runtime.block_on(accept(listener, accepting));
+        });
+        Self { port, shared }
     }
 
     /// Where it listens.
@@ -64,19 +68,11 @@ impl Forwarder {
     }
 }
 
-impl Drop for Forwarder {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
-    // Ends with the task: its connections as well.
-    let mut connections = tokio::task::JoinSet::new();
+async fn accept(listener: std::net::TcpListener, shared: Arc<Shared>) {
+    let listener = TcpListener::from_std(listener).unwrap();
     while let Ok((mut client, _)) = listener.accept().await {
-        while connections.try_join_next().is_some() {}
         let shared = Arc::clone(&shared);
-        connections.spawn(async move {
+        tokio::spawn(async move {
             if let Some(mut backend) = connect(&shared).await {
                 copy_bidirectional(&mut client, &mut backend).await.ok();
             }

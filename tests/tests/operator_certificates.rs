@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
@@ -36,25 +36,27 @@ const LIMIT: Duration = Duration::from_secs(60);
 struct Scene {
     cluster: &'static Cluster,
     admin: Caller,
-    forwarder: Forwarder,
-    installation: Installation,
+    forwarder: &'static Forwarder,
+    installation: &'static Installation,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Scene {
     async fn new() -> Self {
         static TURN: Mutex<()> = Mutex::const_new(());
+        static INSTALLED: OnceLock<(Forwarder, Installation)> = OnceLock::new();
         let turn = TURN.lock().await;
         let cluster = Cluster::shared();
-        let forwarder = Forwarder::start().await;
-        let port = forwarder.port();
-        let installation =
-            tokio::task::spawn_blocking(move || Installation::behind(cluster, &[], port));
+        let (forwarder, installation) = INSTALLED.get_or_init(|| {
+            let forwarder = Forwarder::start();
+            let installation = Installation::behind(cluster, &[], forwarder.port());
+            (forwarder, installation)
+        });
         let scene = Self {
             cluster,
             admin: Caller::new(cluster.client().await),
             forwarder,
-            installation: installation.await.unwrap(),
+            installation,
             _turn: turn,
         };
         for secret in SECRETS {

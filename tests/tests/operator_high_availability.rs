@@ -1,5 +1,6 @@
 //! Two replicas on a real control plane: both admit, one leads.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use nexus_tests::admission::{Calls, Creator};
@@ -22,25 +23,27 @@ const SLACK: Duration = Duration::from_millis(1500);
 struct Scene {
     cluster: &'static Cluster,
     admin: Caller,
-    forwarder: Forwarder,
-    installation: Installation,
+    forwarder: &'static Forwarder,
+    installation: &'static Installation,
     _turn: MutexGuard<'static, ()>,
 }
 
 impl Scene {
     async fn new() -> Self {
         static TURN: Mutex<()> = Mutex::const_new(());
+        static INSTALLED: OnceLock<(Forwarder, Installation)> = OnceLock::new();
         let turn = TURN.lock().await;
         let cluster = Cluster::shared();
-        let forwarder = Forwarder::start().await;
-        let port = forwarder.port();
-        let installation =
-            tokio::task::spawn_blocking(move || Installation::behind(cluster, &[], port));
+        let (forwarder, installation) = INSTALLED.get_or_init(|| {
+            let forwarder = Forwarder::start();
+            let installation = Installation::behind(cluster, &[], forwarder.port());
+            (forwarder, installation)
+        });
         let scene = Self {
             cluster,
             admin: Caller::new(cluster.client().await),
             forwarder,
-            installation: installation.await.unwrap(),
+            installation,
             _turn: turn,
         };
         scene.admin.delete(&lease_path(), &Value::Null).await;

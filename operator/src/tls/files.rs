@@ -256,7 +256,7 @@ mod tests {
         let task = tokio::spawn(files.follow());
         let (chain, key) = issue();
         for (chain, key) in [
-            (String::new(), key.clone()),
+            (String::new(), issue().1),
             (chain.clone(), b"no key".to_vec()),
             (chain.clone(), issue().1),
         ] {

@@ -204,7 +204,7 @@ mod tests {
             ("--certificate-lifetime 1s", &["--certificate-lifetime"]),
             ("--ca-lifetime 900000h", &["--ca-lifetime"]),
             ("--webhook-service a.b", &["--webhook-service"]),
-            ("--webhook-service -a", &["--webhook-service"]),
+            ("--webhook-service=-a", &["--webhook-service"]),
         ] {
             let error = policy(flags).unwrap_err();
             for flag in named {

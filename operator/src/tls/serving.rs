@@ -51,9 +51,12 @@ impl ServingCertificate {
         &self.config
     }
 
-    /// Counts the certificates that were published. Read before a handshake, the handshake shows this one or a later.
+    /// Counts the certificates that were published, and tells of those to come. Read before a handshake, the handshake
+    /// shows this one or a later.
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.clone()
+        let mut changes = self.changes.clone();
+        changes.mark_unchanged();
+        changes
     }
 }
 
