@@ -132,10 +132,10 @@ impl Candidate {
             match timeout(RELEASE_LIMIT, self.release()).await {
                 Ok(Ok(())) => tracing::info!(lease = self.name, "leadership released"),
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "releasing the Lease; it runs out by itself")
+                    tracing::warn!(%error, "releasing the Lease; it runs out by itself");
                 }
                 Err(_) => {
-                    tracing::warn!("the Lease was not released in time; it runs out by itself")
+                    tracing::warn!("the Lease was not released in time; it runs out by itself");
                 }
             }
         }

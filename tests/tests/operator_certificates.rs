@@ -30,7 +30,7 @@ const SHORT: [&str; 4] = [
     "--ca-keep-after=6s",
     "--certificate-lifetime=8s",
 ];
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// The names of Secrets and webhook configurations are the cluster's, so tests take turns.
 struct Scene {

@@ -113,17 +113,16 @@ async fn see(
             status,
         });
     }
-    let (version, status) = match &object {
-        Ok(route) => (seen, route.status.clone().unwrap_or_default()),
-        Err(_) => {
-            // The watch kept only its metadata.
-            let fetched = fetch(namespace, &name, context).await?;
-            let (version, status) = fetched.unwrap_or((seen, NexusRouteStatus::default()));
-            memory
-                .statuses
-                .set(&name, None, version.clone(), status.clone());
-            (version, status)
-        }
+    let (version, status) = if let Ok(route) = &object {
+        (seen, route.status.clone().unwrap_or_default())
+    } else {
+        // The watch kept only its metadata.
+        let fetched = fetch(namespace, &name, context).await?;
+        let (version, status) = fetched.unwrap_or((seen, NexusRouteStatus::default()));
+        memory
+            .statuses
+            .set(&name, None, version.clone(), status.clone());
+        (version, status)
     };
     Ok(Seen {
         object,

@@ -8,7 +8,7 @@ use nexus_tests::operator::{Installation, Operator};
 use serde_json::{Value, json};
 
 /// How long controllers may take to make a pod on a busy machine.
-pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+pub(crate) const LIMIT: Duration = Duration::from_mins(1);
 pub(crate) const API_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// The operator, for as long as a test holds it.
