@@ -95,9 +95,9 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
         shutdown.clone(),
     )
     .await?;
-    let routes = args.controller.clone();
+    let settings = args.controller.clone();
     finishing.spawn(async move {
-        controller::run(client, stores, &routes, metrics, leader, shutdown).await
+        controller::run(client, stores, &settings, metrics, leader, shutdown).await
     });
 
     let outcome = tokio::select! {

@@ -86,12 +86,12 @@ impl Outcome {
 impl Snapshot {
     /// Compiles. What came out as in `previous` is taken from there.
     fn new(
-        routes: Vec<Arc<NexusRoute>>,
-        providers: Vec<Arc<NexusProvider>>,
-        grants: Grants,
+        routes: &[Arc<NexusRoute>],
+        providers: &[Arc<NexusProvider>],
+        grants: &Grants,
         previous: &Self,
     ) -> Self {
-        let Compiled { tables, verdicts } = compile(&routes, &providers, &grants);
+        let Compiled { tables, verdicts } = compile(routes, providers, grants);
         let mut by_namespace: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
         let mut by_provider = BTreeMap::new();
         for verdict in verdicts {
@@ -188,7 +188,7 @@ impl Compiler {
         let grants = Grants::Cluster(self.stores.grants());
         let previous = self.snapshots.borrow().clone();
         let (snapshot, previous) = tokio::task::spawn_blocking(move || {
-            let snapshot = Snapshot::new(routes, providers, grants, &previous);
+            let snapshot = Snapshot::new(&routes, &providers, &grants, &previous);
             (Arc::new(snapshot), previous)
         })
         .await?;
@@ -268,7 +268,7 @@ mod tests {
             inline_upstreams: InlineUpstreams::Allow,
             ..ClusterGrants::default()
         });
-        Snapshot::new(routes.to_vec(), Vec::new(), grants, previous)
+        Snapshot::new(routes, &[], &grants, previous)
     }
 
     fn changed(snapshot: &Snapshot, previous: &Snapshot) -> Vec<String> {
@@ -302,7 +302,7 @@ mod tests {
     #[test]
     fn a_verdict_speaks_of_one_generation_of_one_object() {
         let old = route("a", "x", 1, 1);
-        let snapshot = snapshot(&[old.clone()], &Snapshot::default());
+        let snapshot = snapshot(std::slice::from_ref(&old), &Snapshot::default());
         let (_, judged) = &snapshot.namespaces["a"].routes["x"];
         assert!(judged.speaks_of(&*old));
         assert!(!judged.speaks_of(&*route("a", "x", 1, 2)));

@@ -277,7 +277,6 @@ impl Candidate {
     }
 
     /// False if something else wrote since it was read.
-
     async fn put(&self, read: Option<Lease>, spec: LeaseSpec) -> Result<bool, kube::Error> {
         let params = PostParams {
             field_manager: Some("nexus-operator".into()),

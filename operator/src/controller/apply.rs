@@ -42,12 +42,11 @@ fn plan(
     };
     match wanted {
         Some(wanted) if is(wanted) => Plan::Keep,
-        Some(_) => Plan::Write,
         None if live.is_none() => Plan::Keep,
         None if !injected => Plan::Delete,
         // A sidecar keeps its last table when the file goes; an empty one takes it away.
         None if is(empty) => Plan::Keep,
-        None => Plan::Write,
+        Some(_) | None => Plan::Write,
     }
 }
 

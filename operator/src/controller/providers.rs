@@ -1,6 +1,6 @@
 //! Statuses of NexusProviders. They are few, so all of them are looked at after every change.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,11 +49,11 @@ async fn write_all(
     memory: &mut Statuses<NexusProviderStatus>,
 ) -> Result<(), ReconcileError> {
     let providers = context.stores.all_providers();
-    let versions: HashMap<&str, ()> = providers
+    let names: HashSet<&str> = providers
         .iter()
-        .filter_map(|provider| Some((metadata(provider).name.as_deref()?, ())))
+        .filter_map(|provider| metadata(provider).name.as_deref())
         .collect();
-    memory.retain(|name| versions.contains_key(name));
+    memory.retain(|name| names.contains(name));
     let mut result = Ok(());
     for provider in &providers {
         if let Err(error) = write(context, memory, provider).await {

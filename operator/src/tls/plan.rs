@@ -247,7 +247,9 @@ fn leaf(
     }
     due(leaf.life.ends, now, again);
     let mut names = [leaf.names.clone(), policy.names.clone()];
-    names.iter_mut().for_each(|names| names.sort());
+    for names in &mut names {
+        names.sort();
+    }
     if names[0] != names[1] {
         return Some(Reason::OtherNames);
     }
@@ -272,6 +274,10 @@ fn leaf(
 }
 
 /// What a step makes of what is stored.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "one at a time, and soon taken apart"
+)]
 pub enum Outcome {
     /// New authorities.
     Authorities(Authorities),
