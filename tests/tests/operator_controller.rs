@@ -236,7 +236,16 @@ fn a_config_map_that_was_edited_or_deleted_is_put_back() {
     scene.apply(&scene.route("api", &connections(51))).ok();
     scene.until("api", "Accepted", "Programmed");
     let mut revision = scene.table().unwrap().revision;
-    // The policy denies such edits to everybody else.
+    // The policy denies such edits to everybody else, and kubectl reads what it patches.
+    scene
+        .kubectl(&[
+            "create",
+            "rolebinding",
+            "reads",
+            "--clusterrole=view",
+            "--serviceaccount=nexus-system:nexus-operator",
+        ])
+        .ok();
     let operator = "--as=system:serviceaccount:nexus-system:nexus-operator";
     for patch in [
         json!({"data": {"routes.json": "{}"}}),

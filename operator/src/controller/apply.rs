@@ -9,7 +9,7 @@ use kube::ResourceExt;
 use kube::api::{DeleteParams, Patch, PatchParams, Preconditions};
 use kube::core::PartialObjectMeta;
 use nexus_crds::names::ROUTES_CONFIG_MAP;
-use nexus_crds::table::{RouteTable, next_revision};
+use nexus_crds::table::{Encoded, RouteTable, next_revision};
 
 use crate::controller::fit::Fit;
 use crate::controller::gather::Gathered;
@@ -128,13 +128,10 @@ async fn write(
     let api = api(gathered, context);
     let over = gathered.live.as_ref().and_then(|live| live.version.clone());
     let mut version = over.clone();
-    if let Some(live) = gathered
-        .live
-        .as_ref()
-        .filter(|live| !live.foreign.is_empty())
-    {
+    let strays = gathered.live.as_ref().map(|live| live.strays(&encoded));
+    if let Some(strays) = strays.filter(|strays| !strays.is_empty()) {
         // Server-side apply leaves what others own.
-        let patch = Patch::Merge(live.foreign.removal(version.as_deref()));
+        let patch = Patch::Merge(strays.removal(version.as_deref()));
         let cleared = api
             .patch(ROUTES_CONFIG_MAP, &PatchParams::default(), &patch)
             .await
@@ -142,6 +139,10 @@ async fn write(
         version = cleared.resource_version();
         count(context);
     }
+    let keys = match encoded {
+        Encoded::Json(_) => (true, false),
+        Encoded::Gzip(_) => (false, true),
+    };
     let manifest = live::manifest(
         &gathered.namespace,
         ROUTES_CONFIG_MAP,
@@ -161,6 +162,7 @@ async fn write(
         revision: Some(revision),
         exact: Some((hash, format)),
         foreign: live::Foreign::default(),
+        keys,
         immutable: false,
     };
     memory.config_map.written(over, Some(live));
@@ -197,6 +199,7 @@ mod tests {
             revision: None,
             exact: Some((hash.to_owned(), format)),
             foreign: live::Foreign::default(),
+            keys: (true, false),
             immutable: false,
         };
         let (want, empty) = (Some(("want", 2)), ("empty", 2));
@@ -205,7 +208,7 @@ mod tests {
             ..exact("want", 2)
         };
         for injected in [true, false] {
-            let plan = |live, wanted| plan(live, wanted, empty, injected);
+            let plan = |live: Option<&Live>, wanted| plan(live, wanted, empty, injected);
             assert_eq!(plan(None, want), Plan::Write);
             assert_eq!(plan(Some(&exact("want", 2)), want), Plan::Keep);
             assert_eq!(plan(Some(&exact("want", 1)), want), Plan::Write);

@@ -29,6 +29,8 @@ pub(crate) struct Live {
     pub(crate) exact: Option<(String, u32)>,
     /// Keys that are not ours.
     pub(crate) foreign: Foreign,
+    /// Whether it has our key of `data`, and of `binaryData`.
+    pub(crate) keys: (bool, bool),
     /// It cannot be changed, only deleted.
     pub(crate) immutable: bool,
 }
@@ -70,14 +72,40 @@ impl Live {
         let exact = table
             .as_ref()
             .filter(|table| ours && is_exact(config_map, table));
+        let data = config_map.data.as_ref();
+        let binary = config_map.binary_data.as_ref();
+        let keys = (
+            data.is_some_and(|data| data.contains_key(JSON_KEY)),
+            binary.is_some_and(|data| data.contains_key(GZIP_KEY)),
+        );
         Self {
             version: config_map.resource_version(),
             uid: config_map.uid(),
             revision: table.as_ref().map(|table| table.revision),
             exact: exact.map(|table| (table.hash.clone(), table.format)),
             foreign,
+            keys,
             immutable,
         }
+    }
+
+    /// Keys that would stay beside a table of this form when it is applied. The key of the other form is ours, and goes
+    /// by itself, unless somebody else wrote it.
+    pub(crate) fn strays(&self, table: &Encoded) -> Foreign {
+        let mut strays = self.foreign.clone();
+        if self.exact.is_some() {
+            return strays;
+        }
+        match (table, self.keys) {
+            (Encoded::Json(_), (_, true)) => {
+                strays.binary.insert(GZIP_KEY.to_owned());
+            }
+            (Encoded::Gzip(_), (true, _)) => {
+                strays.data.insert(JSON_KEY.to_owned());
+            }
+            (Encoded::Json(_) | Encoded::Gzip(_), _) => {}
+        }
+        strays
     }
 }
 
@@ -191,6 +219,15 @@ mod tests {
         let immutable = edit(|it| it.immutable = Some(true));
         assert!(immutable.exact.is_none() && immutable.immutable);
         assert!(edit(|it| it.labels_mut().clear()).exact.is_none());
+        // The other form, by somebody else, would stay beside ours.
+        let other = edit(|it| {
+            it.data = None;
+            it.binary_data = Some([(GZIP_KEY.to_owned(), ByteString(vec![1]))].into());
+        });
+        assert!(!other.strays(&Encoded::Json(Vec::new())).is_empty());
+        assert!(other.strays(&Encoded::Gzip(Vec::new())).is_empty());
+        let ours = Live::read(&written().0);
+        assert!(ours.strays(&Encoded::Gzip(Vec::new())).is_empty());
         let mut changed = written().0;
         text(&mut changed, "\"team\"", "\"other\"");
         assert!(Live::read(&changed).exact.is_none());

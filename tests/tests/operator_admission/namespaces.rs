@@ -80,11 +80,13 @@ fn limits_of_a_namespace_hold_for_the_sidecar_as_well() {
         }]},
     });
     scene.create(&range).ok();
+    // With requests of its own, since with the defaults alone the pod would be Guaranteed.
+    let agent = json!({"name": "agent", "image": "localhost/agent:1", "resources": {"requests": {"cpu": "50m"}}});
     let start = Instant::now();
     let stored = loop {
         let name = format!("limited-{}", start.elapsed().as_millis());
         // Known to the plugin a moment later.
-        let stored = scene.stored(&pod(&name, &json!({})));
+        let stored = scene.stored(&pod(&name, &json!({"containers": [agent]})));
         if stored["spec"]["containers"][0]["resources"]["limits"]["cpu"] == "500m" {
             break stored;
         }

@@ -44,7 +44,8 @@ impl Findings {
             self.refusals[..named].join("; ")
         );
         if self.refusals.len() > named {
-            message += &format!("; and {} more", self.refusals.len() - named);
+            let more = self.refusals.len() - named;
+            message = format!("{message}; and {more} more");
         }
         Err(message)
     }

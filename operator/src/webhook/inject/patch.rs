@@ -62,7 +62,7 @@ pub(super) fn at<const N: usize>(keys: [&str; N]) -> PointerBuf {
 }
 
 /// The place of a key or a position in something.
-pub(super) fn below(place: &PointerBuf, key: impl ToString) -> PointerBuf {
+pub(super) fn below(place: &PointerBuf, key: impl ToString + Copy) -> PointerBuf {
     place.with_trailing_token(key.to_string())
 }
 

@@ -45,55 +45,52 @@ impl Volumes {
             mounts: Vec::new(),
         };
         // No subPath: kubelet would never bring changes.
-        all.push(
-            ROUTES,
-            ROUTES_PATH,
-            "configMap",
-            json!({
-                "name": ROUTES_CONFIG_MAP, "optional": true, "defaultMode": MODE,
-            }),
-        );
-        let secret = |name: &str, keys: &[&str]| {
-            let items: Vec<_> = keys
-                .iter()
-                .map(|key| json!({"key": key, "path": key}))
-                .collect();
-            json!({"secretName": name, "items": items, "defaultMode": MODE})
-        };
-        match &config.auth {
-            Auth::None => {}
-            Auth::ApiKey { secret: name } => {
-                all.push(AUTH, AUTH_PATH, "secret", secret(name, &["api-key"]));
-            }
-            Auth::ClientCertificate { secret: name } => {
-                all.push(AUTH, AUTH_PATH, "secret", secret(name, &["tls.crt", "tls.key"]));
-            }
-            Auth::Token => all.push(AUTH, AUTH_PATH, "projected", json!({
-                "defaultMode": MODE,
-                "sources": [{"serviceAccountToken": {
-                    "audience": TOKEN_AUDIENCE, "expirationSeconds": TOKEN_LIFE, "path": "token",
-                }}],
-            })),
+        let routes = json!({"name": ROUTES_CONFIG_MAP, "optional": true, "defaultMode": MODE});
+        all.push(ROUTES, ROUTES_PATH, "configMap", &routes);
+        if let Some((kind, source)) = auth(&config.auth) {
+            all.push(AUTH, AUTH_PATH, kind, &source);
         }
         if let Some(name) = &config.ca_config_map {
-            all.push(
-                CA,
-                CA_PATH,
-                "configMap",
-                json!({
-                    "name": name, "items": [{"key": CA_KEY, "path": CA_KEY}], "defaultMode": MODE,
-                }),
-            );
+            let items = [json!({"key": CA_KEY, "path": CA_KEY})];
+            let ca = json!({"name": name, "items": items, "defaultMode": MODE});
+            all.push(CA, CA_PATH, "configMap", &ca);
         }
         // The ServiceAccount plugin, which runs again after our patch, gives every container the pod's API token that has
         // no mount at this path.
-        all.push(NO_API_TOKEN, API_TOKEN_PATH, "emptyDir", json!({}));
+        all.push(NO_API_TOKEN, API_TOKEN_PATH, "emptyDir", &json!({}));
         all
     }
 
-    fn push(&mut self, name: &str, path: &str, kind: &str, source: Value) {
+    fn push(&mut self, name: &str, path: &str, kind: &str, source: &Value) {
         self.volumes.push(json!({"name": name, kind: source}));
         self.mounts
             .push(json!({"name": name, "mountPath": path, "readOnly": true}));
     }
+}
+
+/// The kind and the source of the volume with what the sidecar shows to the control plane.
+fn auth(auth: &Auth) -> Option<(&'static str, Value)> {
+    let secret = |name: &str, keys: &[&str]| {
+        let items: Vec<_> = keys
+            .iter()
+            .map(|key| json!({"key": key, "path": key}))
+            .collect();
+        json!({"secretName": name, "items": items, "defaultMode": MODE})
+    };
+    let token = || {
+        let token = json!({
+            "audience": TOKEN_AUDIENCE,
+            "expirationSeconds": TOKEN_LIFE,
+            "path": "token",
+        });
+        json!({"sources": [{"serviceAccountToken": token}], "defaultMode": MODE})
+    };
+    Some(match auth {
+        Auth::None => return None,
+        Auth::ApiKey { secret: name } => ("secret", secret(name, &["api-key"])),
+        Auth::ClientCertificate { secret: name } => {
+            ("secret", secret(name, &["tls.crt", "tls.key"]))
+        }
+        Auth::Token => ("projected", token()),
+    })
 }

@@ -207,7 +207,7 @@ fn flags_that_no_sidecar_would_start_with_are_named() {
             "--sidecar-auth-secret: ",
         ),
     ] {
-        let flags: Vec<&str> = [super::URL].iter().chain(flags).copied().collect();
+        let flags: Vec<&str> = [URL].iter().chain(flags).copied().collect();
         let error = try_config(&flags).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     }
