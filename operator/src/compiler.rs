@@ -87,11 +87,11 @@ impl Snapshot {
     /// Compiles. What came out as in `previous` is taken from there.
     fn new(
         routes: &[Arc<NexusRoute>],
-        providers: &[Arc<NexusProvider>],
-        grants: &Grants,
+        providers: Vec<Arc<NexusProvider>>,
+        grants: Grants,
         previous: &Self,
     ) -> Self {
-        let Compiled { tables, verdicts } = compile(routes, providers, grants);
+        let Compiled { tables, verdicts } = compile(routes, &providers, &grants);
         let mut by_namespace: BTreeMap<String, BTreeMap<_, _>> = BTreeMap::new();
         let mut by_provider = BTreeMap::new();
         for verdict in verdicts {
@@ -188,7 +188,7 @@ impl Compiler {
         let grants = Grants::Cluster(self.stores.grants());
         let previous = self.snapshots.borrow().clone();
         let (snapshot, previous) = tokio::task::spawn_blocking(move || {
-            let snapshot = Snapshot::new(&routes, &providers, &grants, &previous);
+            let snapshot = Snapshot::new(&routes, providers, grants, &previous);
             (Arc::new(snapshot), previous)
         })
         .await?;
@@ -268,7 +268,7 @@ mod tests {
             inline_upstreams: InlineUpstreams::Allow,
             ..ClusterGrants::default()
         });
-        Snapshot::new(routes, &[], &grants, previous)
+        Snapshot::new(routes, Vec::new(), grants, previous)
     }
 
     fn changed(snapshot: &Snapshot, previous: &Snapshot) -> Vec<String> {

@@ -1,5 +1,12 @@
 //! NexusRoutes through a real API server: what becomes of them in the ConfigMap, their conditions and events.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
 use nexus_tests::connection;
 use nexus_tests::controlled::{Scene, condition, file, wait};
 use nexus_tests::sidecar;

@@ -1,5 +1,12 @@
 //! Two replicas on a real control plane: both admit, one leads.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 

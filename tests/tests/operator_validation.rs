@@ -1,5 +1,12 @@
 //! What the API server itself refuses of NexusRoutes and NexusProviders, with the message that `kubectl apply` shows.
 
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
 use nexus_tests::connection;
 use nexus_tests::controlled::Scene;
 use serde_json::{Value, json};
