@@ -33,7 +33,7 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Takes part in the election; the receiver is true while this replica leads. It becomes false before the Lease is
 /// released, and the task ends soon after `shutdown` became true.
-pub async fn start(
+pub fn start(
     client: Client,
     args: &RunArgs,
     metrics: Arc<Metrics>,
@@ -132,10 +132,10 @@ impl Candidate {
             match timeout(RELEASE_LIMIT, self.release()).await {
                 Ok(Ok(())) => tracing::info!(lease = self.name, "leadership released"),
                 Ok(Err(error)) => {
-                    tracing::warn!(%error, "releasing the Lease; it runs out by itself")
+                    tracing::warn!(%error, "releasing the Lease; it runs out by itself");
                 }
                 Err(_) => {
-                    tracing::warn!("the Lease was not released in time; it runs out by itself")
+                    tracing::warn!("the Lease was not released in time; it runs out by itself");
                 }
             }
         }
@@ -277,7 +277,6 @@ impl Candidate {
     }
 
     /// False if something else wrote since it was read.
-
     async fn put(&self, read: Option<Lease>, spec: LeaseSpec) -> Result<bool, kube::Error> {
         let params = PostParams {
             field_manager: Some("nexus-operator".into()),

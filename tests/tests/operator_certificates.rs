@@ -1,5 +1,13 @@
 //! The operator's own certificates on a real control plane: issued, rotated while pods are created, repaired.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test fails by panicking"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -30,7 +38,7 @@ const SHORT: [&str; 4] = [
     "--ca-keep-after=6s",
     "--certificate-lifetime=8s",
 ];
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// The names of Secrets and webhook configurations are the cluster's, so tests take turns.
 struct Scene {
@@ -223,7 +231,7 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
     let created = creator.finish().await;
     let calls = Calls::of(scene.cluster);
     assert_eq!(calls.failed, before.failed);
-    assert!(calls.admitted - before.admitted >= f64::from(u32::try_from(created).unwrap()));
+    assert!(calls.admitted - before.admitted >= created);
     assert!(authorities.len() >= 2, "{}", authorities.len());
     assert!(leaves.len() >= 3, "{}", leaves.len());
     let connections = scene.forwarder.connections(port);

@@ -201,7 +201,7 @@ impl Keeper {
         match event {
             Event::Secret(which, secret) => {
                 if !self.is_older(which, secret.as_ref()) {
-                    self.learn(which, secret);
+                    self.learn(which, secret.as_ref());
                 }
             }
             Event::Mutating(object) => self.learn_configuration(0, object.map(Into::into)),
@@ -227,18 +227,15 @@ impl Keeper {
         }
     }
 
-    fn learn(&mut self, which: Which, secret: Option<Secret>) {
-        let version = secret
-            .as_ref()
-            .map_or(Version::Absent, |secret| Version::Of {
-                version: secret.resource_version().unwrap_or_default(),
-                uid: secret.uid().unwrap_or_default(),
-            });
+    fn learn(&mut self, which: Which, secret: Option<&Secret>) {
+        let version = secret.map_or(Version::Absent, |secret| Version::Of {
+            version: secret.resource_version().unwrap_or_default(),
+            uid: secret.uid().unwrap_or_default(),
+        });
         if self.versions[which as usize] == version {
             return;
         }
         self.versions[which as usize] = version;
-        let secret = secret.as_ref();
         let problems = match which {
             Which::Authorities => {
                 let read = secret.map(read_authorities);
@@ -311,7 +308,7 @@ impl Keeper {
             self.secrets.get_opt(name),
         )
         .await?;
-        self.learn(which, secret);
+        self.learn(which, secret.as_ref());
         Ok(())
     }
 

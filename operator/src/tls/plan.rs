@@ -247,7 +247,9 @@ fn leaf(
     }
     due(leaf.life.ends, now, again);
     let mut names = [leaf.names.clone(), policy.names.clone()];
-    names.iter_mut().for_each(|names| names.sort());
+    for names in &mut names {
+        names.sort();
+    }
     if names[0] != names[1] {
         return Some(Reason::OtherNames);
     }
@@ -274,7 +276,7 @@ fn leaf(
 /// What a step makes of what is stored.
 pub enum Outcome {
     /// New authorities.
-    Authorities(Authorities),
+    Authorities(Box<Authorities>),
     /// A new serving certificate.
     Leaf(Leaf),
 }
@@ -293,11 +295,11 @@ pub fn take(
         })
     };
     let Some(mut authorities) = stored.authorities.filter(|_| step != Step::Begin) else {
-        return Ok(Outcome::Authorities(Authorities {
+        return Ok(Outcome::Authorities(Box::new(Authorities {
             current: issue()?,
             next: None,
             previous: remembered(now, stored.leaf.as_ref(), stored.leaf_authority),
-        }));
+        })));
     };
     match step {
         Step::Begin => {}
@@ -330,7 +332,7 @@ pub fn take(
             return Ok(Outcome::Leaf(leaf));
         }
     }
-    Ok(Outcome::Authorities(authorities))
+    Ok(Outcome::Authorities(Box::new(authorities)))
 }
 
 /// The authority of the certificate that is served, when our own record of it is lost: callers know no other.

@@ -115,14 +115,13 @@ pub fn read_authorities(secret: &Secret) -> Reading<Option<Authorities>> {
 pub fn read_leaf(secret: &Secret) -> Reading<(Option<Leaf>, Option<CertificateDer<'static>>)> {
     let data = secret.data.as_ref();
     let mut problems = Vec::new();
-    let leaf = match (get(data, CERTIFICATE), get(data, KEY)) {
-        (Some(chain), Some(key)) => Leaf::read(chain, key)
+    let leaf = if let (Some(chain), Some(key)) = (get(data, CERTIFICATE), get(data, KEY)) {
+        Leaf::read(chain, key)
             .map_err(|error| problems.push(format!("{CERTIFICATE}, {KEY}: {error}")))
-            .ok(),
-        _ => {
-            problems.push(format!("it has no {CERTIFICATE} or no {KEY}"));
-            None
-        }
+            .ok()
+    } else {
+        problems.push(format!("it has no {CERTIFICATE} or no {KEY}"));
+        None
     };
     let authority = get(data, LEAF_AUTHORITY).and_then(|pem| {
         authority::authority_certificate(pem)
@@ -226,7 +225,7 @@ mod tests {
                 panic!("{step:?}");
             };
             stored = Stored {
-                authorities: Some(new),
+                authorities: Some(*new),
                 ..Stored::default()
             };
         }

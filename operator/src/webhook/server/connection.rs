@@ -26,13 +26,13 @@ use crate::tls::ServingCertificate;
 const REQUEST_LIMIT: Duration = Duration::from_secs(30);
 /// How long an HTTP/1.1 connection may be idle or amid a head. The API server gives up an idle connection after 90 s;
 /// before that, this end must not.
-const IDLE_LIMIT: Duration = Duration::from_secs(180);
+const IDLE_LIMIT: Duration = Duration::from_mins(3);
 /// Size of a request's header section, in bytes.
 const MAX_HEADER_BYTES: u32 = 32 * 1024;
 /// Streams at once on an HTTP/2 connection.
 const MAX_STREAMS: u32 = 250;
 /// An HTTP/2 peer that is silent for so long is asked whether it is there.
-const PING_AFTER: Duration = Duration::from_secs(60);
+const PING_AFTER: Duration = Duration::from_mins(1);
 
 /// Why a connection ended.
 #[derive(Debug, thiserror::Error)]
@@ -121,7 +121,7 @@ pub(super) async fn serve_connection(
         let connection = http1_builder().serve_connection(io, service);
         let mut connection = pin!(connection);
         supervise(&mut connection, ending, |_| {
-            last.store(true, Ordering::Relaxed)
+            last.store(true, Ordering::Relaxed);
         })
         .await?;
     }
