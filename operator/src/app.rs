@@ -93,8 +93,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
         metrics.clone(),
         &mut finishing,
         shutdown.clone(),
-    )
-    .await?;
+    )?;
     let settings = args.controller.clone();
     finishing.spawn(async move {
         controller::run(client, stores, &settings, metrics, leader, shutdown).await

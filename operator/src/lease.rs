@@ -33,7 +33,7 @@ const RELEASE_LIMIT: Duration = Duration::from_secs(3);
 
 /// Takes part in the election; the receiver is true while this replica leads. It becomes false before the Lease is
 /// released, and the task ends soon after `shutdown` became true.
-pub async fn start(
+pub fn start(
     client: Client,
     args: &RunArgs,
     metrics: Arc<Metrics>,

@@ -81,12 +81,12 @@ impl Creator {
 }
 
 /// What the API server counted of calls of the webhook for pods.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Calls {
     /// Answered with 200 and let in.
-    pub admitted: f64,
+    pub admitted: usize,
     /// Not answered, or not well.
-    pub failed: f64,
+    pub failed: usize,
 }
 
 impl Calls {
@@ -98,11 +98,22 @@ impl Calls {
         let open = "apiserver_admission_webhook_fail_open_count";
         let requests = "apiserver_admission_webhook_request_total";
         let good = ["code=\"200\"", "rejected=\"false\"", webhook];
+        let count = |name: &str, labels: &[&str]| number(sum(&text, name, labels));
+        let admitted = count(requests, &good);
         Self {
-            admitted: sum(&text, requests, &good),
-            failed: sum(&text, rejections, &[webhook])
-                + sum(&text, open, &[webhook])
-                + (sum(&text, requests, &[webhook]) - sum(&text, requests, &good)),
+            admitted,
+            failed: count(rejections, &[webhook])
+                + count(open, &[webhook])
+                + count(requests, &[webhook])
+                - admitted,
         }
     }
+}
+
+/// A counter is a whole number, written as a floating one.
+fn number(counted: f64) -> usize {
+    format!("{counted:.0}")
+        .trim_start_matches('-')
+        .parse()
+        .unwrap()
 }

@@ -1,9 +1,10 @@
 //! The operator's own certificates on a real control plane: issued, rotated while pods are created, repaired.
 
 #![allow(
-    clippy::expect_used,
-    clippy::panic,
     clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::panic,
+    clippy::print_stderr,
     reason = "a test fails by panicking"
 )]
 
@@ -230,7 +231,7 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
     let created = creator.finish().await;
     let calls = Calls::of(scene.cluster);
     assert_eq!(calls.failed, before.failed);
-    assert!(calls.admitted - before.admitted >= f64::from(u32::try_from(created).unwrap()));
+    assert!(calls.admitted - before.admitted >= created);
     assert!(authorities.len() >= 2, "{}", authorities.len());
     assert!(leaves.len() >= 3, "{}", leaves.len());
     let connections = scene.forwarder.connections(port);

@@ -1,9 +1,10 @@
 //! Two replicas on a real control plane: both admit, one leads.
 
 #![allow(
-    clippy::expect_used,
-    clippy::panic,
     clippy::unwrap_used,
+    clippy::unwrap_in_result,
+    clippy::panic,
+    clippy::print_stderr,
     reason = "a test fails by panicking"
 )]
 

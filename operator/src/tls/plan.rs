@@ -280,7 +280,7 @@ fn leaf(
 )]
 pub enum Outcome {
     /// New authorities.
-    Authorities(Authorities),
+    Authorities(Box<Authorities>),
     /// A new serving certificate.
     Leaf(Leaf),
 }
@@ -299,11 +299,11 @@ pub fn take(
         })
     };
     let Some(mut authorities) = stored.authorities.filter(|_| step != Step::Begin) else {
-        return Ok(Outcome::Authorities(Authorities {
+        return Ok(Outcome::Authorities(Box::new(Authorities {
             current: issue()?,
             next: None,
             previous: remembered(now, stored.leaf.as_ref(), stored.leaf_authority),
-        }));
+        })));
     };
     match step {
         Step::Begin => {}
@@ -336,7 +336,7 @@ pub fn take(
             return Ok(Outcome::Leaf(leaf));
         }
     }
-    Ok(Outcome::Authorities(authorities))
+    Ok(Outcome::Authorities(Box::new(authorities)))
 }
 
 /// The authority of the certificate that is served, when our own record of it is lost: callers know no other.

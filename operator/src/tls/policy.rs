@@ -151,6 +151,10 @@ mod tests {
     use super::*;
     use crate::args::{Cli, Command};
 
+    #[expect(
+        clippy::unwrap_in_result,
+        reason = "only what the policy says is a result"
+    )]
     fn policy(flags: &str) -> Result<Policy, String> {
         let line = format!(
             "nexus-operator run --namespace nexus --sidecar-image i --sidecar-gateway-url https://g {flags}"

@@ -225,7 +225,7 @@ mod tests {
                 panic!("{step:?}");
             };
             stored = Stored {
-                authorities: Some(new),
+                authorities: Some(*new),
                 ..Stored::default()
             };
         }

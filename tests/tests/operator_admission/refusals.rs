@@ -27,6 +27,7 @@ fn a_dry_run_shows_the_sidecar_and_stores_nothing() {
 }
 
 #[test]
+#[expect(clippy::too_many_lines, reason = "a table of refusals")]
 fn what_cannot_have_a_sidecar_is_refused_with_the_field() {
     let scene = Scene::new("refused");
     let plain = json!({"name": "agent", "image": "localhost/agent:1"});

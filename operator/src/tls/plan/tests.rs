@@ -122,7 +122,7 @@ impl World {
             .as_ref()
             .map(|it| it.current.authority.certificate.clone());
         match take(step, time(self.second), stored, &self.policy).unwrap() {
-            Outcome::Authorities(new) => authorities = Some(new),
+            Outcome::Authorities(new) => authorities = Some(*new),
             Outcome::Leaf(new) => (leaf, leaf_authority) = (Some(new), issuer),
         }
         if let Some(secret) = secrets.0.filter(|_| authorities.is_none()) {
@@ -185,6 +185,10 @@ impl World {
 }
 
 /// As the API server judges.
+#[expect(
+    clippy::unwrap_in_result,
+    reason = "only what the verifier says is a result"
+)]
 fn verify(
     bundle: &[CertificateDer<'static>],
     chain: &[CertificateDer<'static>],

@@ -30,7 +30,10 @@ const URL: &str = "--sidecar-gateway-url=https://gateway.example";
 fn try_config(flags: &[&str]) -> Result<InjectConfig, ConfigError> {
     let program = ["test", "--sidecar-image=registry.example/nexus-sidecar:1"];
     let all = program.iter().chain(flags);
-    InjectConfig::try_from(&Flags::try_parse_from(all).unwrap().sidecar)
+    let Ok(flags) = Flags::try_parse_from(all) else {
+        panic!("{flags:?}: no such flags")
+    };
+    InjectConfig::try_from(&flags.sidecar)
 }
 
 /// The operator's settings with these flags, beside an image and a gateway.
