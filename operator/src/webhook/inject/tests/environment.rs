@@ -3,7 +3,7 @@
 use super::*;
 
 /// The variables after the patch of a container that has these.
-fn variables(env: Value, annotations: [(&str, &str); 2]) -> Vec<(String, String)> {
+fn variables(env: &Value, annotations: [(&str, &str); 2]) -> Vec<(String, String)> {
     let pod = annotated(agent(json!({"env": env})), annotations);
     let after = after(&annotated(pod, [("nexus.io/tenants", "tenant_123")]), &[]);
     let env = after["spec"]["containers"][0]["env"]
@@ -50,7 +50,7 @@ fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
 
 #[test]
 fn base_urls_and_placeholders_are_set() {
-    assert_eq!(variables(json!([]), BOTH), owned(&ADDED));
+    assert_eq!(variables(&json!([]), BOTH), owned(&ADDED));
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn what_the_container_sets_itself_wins() {
         ("GITHUB_API_URL", ""),
         ("NEXUS_SIDECAR_URL", "https://elsewhere.example"),
     ];
-    assert_eq!(variables(own, BOTH), owned(&expected));
+    assert_eq!(variables(&own, BOTH), owned(&expected));
 }
 
 #[test]
@@ -84,7 +84,7 @@ fn what_an_earlier_admission_set_is_made_anew() {
         ("B", "http://127.0.0.1:8080/via/github"),
     ];
     let expected: Vec<_> = ADDED.into_iter().chain(own).collect();
-    assert_eq!(variables(earlier, BOTH), owned(&expected));
+    assert_eq!(variables(&earlier, BOTH), owned(&expected));
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn no_proxy_stands_before_the_sidecar() {
         ),
     ] {
         let expected: Vec<_> = ADDED[..1].iter().copied().chain(expected).collect();
-        assert_eq!(variables(json!(own), NOTHING), owned(&expected));
+        assert_eq!(variables(&json!(own), NOTHING), owned(&expected));
     }
 }
 
