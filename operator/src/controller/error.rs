@@ -105,9 +105,11 @@ mod tests {
     use super::*;
 
     fn refused(code: u16) -> ReconcileError {
+        let reason = if code == 409 { "Conflict" } else { "" };
         let status = Status {
             code,
             message: "because".to_owned(),
+            reason: reason.to_owned(),
             ..Status::default()
         };
         ReconcileError::api("write", "ConfigMap x", kube::Error::Api(status.boxed()))
