@@ -166,7 +166,7 @@ pub struct LeaseArgs {
     )]
     pub lease_name: String,
 
-    /// Name of this replica in the Lease [default: the host's name]
+    /// Name of this replica in the Lease [default: the host's name and a random end]
     #[arg(long, env = "NEXUS_IDENTITY", value_name = "NAME")]
     pub identity: Option<String>,
 

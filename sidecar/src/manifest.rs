@@ -244,10 +244,11 @@ mod tests {
         let dir = directory(&[("routes.json.gz", &gzip.finish().unwrap())]);
         assert_eq!(load(dir.path()).unwrap().table, table);
         let text = String::from_utf8(json).unwrap();
-        let newer = text.replace("\"minReader\":1", "\"minReader\":99");
+        let reader = format!("\"minReader\":{}", nexus_crds::table::FORMAT);
+        let newer = text.replace(&reader, "\"minReader\":99");
         let dir = directory(&[("routes.json", newer.as_bytes())]);
         assert!(refused(&dir).contains("upgrade the sidecar"));
-        let cut = text.replace("\"minReader\":1,", "");
+        let cut = text.replace(&format!("{reader},"), "");
         let dir = directory(&[("routes.json", cut.as_bytes())]);
         assert!(refused(&dir).contains("minReader"), "{}", refused(&dir));
     }

@@ -33,7 +33,7 @@ pub fn binary() -> &'static Path {
 
 fn build() -> PathBuf {
     let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--package", "nexus-operator"])
+        .args(["build", "--quiet", "--workspace", "--bin", "nexus-operator"])
         .status()
         .unwrap();
     assert!(status.success(), "the operator does not build");

@@ -56,11 +56,15 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
     clients::install()?;
     let assets = assets::assets()?;
     build_release()?;
+    // With the features that the tests are built with, so that little is built twice.
+    let operator = ["build", "--workspace", "--bin", "nexus-operator"];
+    step("operator build", || run(&mut cargo(&operator)))?;
     step("tests", || {
         run(cargo(&["test", "--workspace"])
             .args(arguments)
             .envs(assets.environment())
-            .env("NEXUS_SIDECAR_BIN", release()))
+            .env("NEXUS_SIDECAR_BIN", release())
+            .env("NEXUS_OPERATOR_BIN", target().join("debug/nexus-operator")))
     })
 }
 
