@@ -274,10 +274,6 @@ fn leaf(
 }
 
 /// What a step makes of what is stored.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one at a time, and soon taken apart"
-)]
 pub enum Outcome {
     /// New authorities.
     Authorities(Box<Authorities>),
