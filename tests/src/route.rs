@@ -88,6 +88,6 @@ mod tests {
         assert_eq!(read["kind"], "NexusRoute");
         assert_eq!(read["spec"]["upstream"]["allowInsecure"], true);
         assert_eq!(read["spec"]["connections"][1]["tenant"], "t");
-        assert_eq!(read["spec"]["replay"]["on"][0], 401);
+        assert_eq!(read["spec"]["replay"]["statusCodes"][0], 401);
     }
 }
