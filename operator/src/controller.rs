@@ -1,8 +1,8 @@
 //! The writing half of the operator, at the replica that holds the Lease: tables into ConfigMaps, verdicts into
 //! conditions and events.
 //!
-//! Stores and the compiler's snapshots flow in; a reconcile of one namespace is [`gather`], [`fit`], [`apply`] and
-//! [`status`], in this order. Every write names the version it was decided on, so that a replica that lost the Lease
+//! Stores and the compiler's snapshots flow in; a reconcile of one namespace is `gather`, `fit`, `apply` and
+//! `status`, in this order. Every write names the version it was decided on, so that a replica that lost the Lease
 //! without knowing cannot overwrite. What is as it should be is not written.
 
 mod apply;

@@ -1,5 +1,5 @@
 //! Admission: what the API server sends before it creates an object comes in, and whether and how it may be created goes
-//! out. Here requests are decoded, told apart and counted; [`inject`] decides about pods and [`validate`] about our own
+//! out. Here requests are decoded, told apart and counted; `inject` decides about pods and [`validate`] about our own
 //! objects, and neither knows of HTTP.
 //!
 //! Every replica serves this, whoever holds the Lease. Nothing has an effect beside the answer, so that a dry run is an

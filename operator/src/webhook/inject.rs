@@ -2,9 +2,9 @@
 //!
 //! Everything of our names is removed and then made anew, so that a pod that was forged, copied, injected by another
 //! version or sent here a second time ends as one that never was. Nothing that a pod says about having been admitted is
-//! believed. The steps, in the order of the files: [`annotations`] are read and the rest of the pod is [`judge`]d; then
-//! the [`environment`] of the agent's containers, the [`sidecar`] with its [`volumes`] and [`resources`], the label and
-//! what was decided go into the [`patch`].
+//! believed. The steps, in the order of the files: `annotations` are read and the rest of the pod is `judge`d; then
+//! the `environment` of the agent's containers, the `sidecar` with its `volumes` and `resources`, the label and
+//! what was decided go into the `patch`.
 
 use std::collections::BTreeMap;
 
