@@ -41,7 +41,9 @@ fn gzip(data: &[u8]) -> Vec<u8> {
 
 fn survives_the_wire(table: &RouteTable) {
     for format in OLDEST_WRITABLE..=FORMAT {
-        let encoded = table.encode_as(format).expect("what was read can be written");
+        let encoded = table
+            .encode_as(format)
+            .expect("what was read can be written");
         let again = RouteTable::decode(encoded.as_bytes()).expect("what was written can be read");
         let expected = RouteTable {
             format,
