@@ -5,6 +5,7 @@
 //! what changed. An object that cannot be read is kept apart from the others and never stops a watch.
 
 pub(crate) mod collection;
+pub(crate) mod guard;
 pub(crate) mod pods;
 pub(crate) mod touched;
 
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
-use kube::core::{DeserializeGuard, PartialObjectMeta, error_boundary::InvalidObject};
+use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{self, Store, reflector};
 use kube::runtime::{WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
@@ -27,6 +28,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 
 use self::collection::{Collection, Follower, Key};
+use self::guard::{Guard, Unreadable};
 use self::pods::InjectedPod;
 use self::touched::Touched;
 use crate::args::{ControllerArgs, Policy};
@@ -41,7 +43,7 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 const WATCHES: usize = 5;
 
 /// An object of ours, or why it cannot be read.
-pub(crate) type Read<K> = Result<Arc<K>, Arc<InvalidObject>>;
+pub(crate) type Read<K> = Result<Arc<K>, Arc<Unreadable>>;
 
 /// Everything that was seen. Cheap to clone.
 #[derive(Clone)]
@@ -359,15 +361,15 @@ fn strip<K: Resource>(object: &mut K) {
     }
 }
 
-fn read<K: Resource>(DeserializeGuard(object): DeserializeGuard<K>) -> Read<K> {
+fn read<K: Resource>(Guard(object): Guard<K>) -> Read<K> {
     match object {
         Ok(mut object) => {
             strip(&mut object);
             Ok(Arc::new(object))
         }
-        Err(mut invalid) => {
-            invalid.metadata.managed_fields = None;
-            Err(Arc::new(invalid))
+        Err(mut unreadable) => {
+            unreadable.metadata.managed_fields = None;
+            Err(Arc::new(unreadable))
         }
     }
 }
@@ -378,7 +380,7 @@ pub(crate) fn metadata<K: Resource>(
 ) -> &k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta {
     match object {
         Ok(object) => object.meta(),
-        Err(invalid) => &invalid.metadata,
+        Err(unreadable) => &unreadable.metadata,
     }
 }
 
@@ -414,14 +416,14 @@ fn noter<K: Resource>(
             (true, false) => gauge.dec(),
             (false, false) | (true, true) => 0,
         };
-        if let Some(Err(invalid)) = new
+        if let Some(Err(unreadable)) = new
             && is_other(old, new)
         {
             tracing::warn!(
                 kind,
                 namespace,
                 name,
-                error = invalid.error,
+                error = unreadable.error,
                 "cannot be read; the others are served"
             );
         }

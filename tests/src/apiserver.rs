@@ -5,6 +5,7 @@
 //! that holds the other end of a pipe starts the components and kills them when the pipe closes.
 
 mod access;
+mod audit;
 mod keeper;
 mod kubectl;
 mod pki;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+pub use self::audit::{Audit, Call};
 pub use self::kubectl::Answer;
 
 use self::keeper::Keeper;
@@ -196,7 +198,7 @@ fn etcd_arguments(url: &str, peer: u16) -> Vec<String> {
 
 fn apiserver_arguments(folder: &Path, etcd: &str, port: u16) -> Vec<String> {
     let file = |name: &str| folder.join(name).display().to_string();
-    vec![
+    let mut arguments = vec![
         format!("--etcd-servers={etcd}"),
         format!("--secure-port={port}"),
         "--bind-address=127.0.0.1".to_owned(),
@@ -215,7 +217,9 @@ fn apiserver_arguments(folder: &Path, etcd: &str, port: u16) -> Vec<String> {
         // Tests that create thousands of objects in one go are not what these limits are for.
         "--max-requests-inflight=1000".to_owned(),
         "--max-mutating-requests-inflight=500".to_owned(),
-    ]
+    ];
+    arguments.extend(audit::arguments(folder));
+    arguments
 }
 
 fn controllers(folder: &Path) -> Vec<String> {

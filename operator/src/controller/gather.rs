@@ -82,7 +82,7 @@ pub(crate) async fn gather(
     }
     memory
         .statuses
-        .retain(|name| routes.iter().any(|route| route.name() == name));
+        .retain(|name| routes.binary_search_by_key(&name, Seen::name).is_ok());
     Ok(Gathered {
         namespace: namespace.to_owned(),
         snapshot,

@@ -71,7 +71,7 @@ async fn write(
     let meta = metadata(provider);
     let name = meta.name.as_deref().unwrap_or_default();
     let wanted = match provider {
-        Err(invalid) => conditions::unreadable(&invalid.error),
+        Err(unreadable) => conditions::unreadable(&unreadable.error),
         Ok(provider) => {
             let snapshot = context.snapshots.borrow().clone();
             let judged = snapshot.verdicts.get(name);

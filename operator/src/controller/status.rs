@@ -173,9 +173,9 @@ impl<'a> Judge<'a> {
     fn due(&self, seen: &'a Seen, now: Timestamp) -> Option<Due<'a>> {
         let generation = seen.metadata().generation;
         let (wanted, bound) = match &seen.object {
-            Err(invalid) => (
+            Err(unreadable) => (
                 [
-                    conditions::unreadable(&invalid.error),
+                    conditions::unreadable(&unreadable.error),
                     conditions::programmed(None),
                 ],
                 0,

@@ -429,10 +429,10 @@ impl Keeper {
                 }
             }
         }
-        let all = self
-            .configurations
-            .iter()
-            .all(|seen| matches!(seen, Seen::Present(seen) if seen.holds(&bundle)));
+        // One that somebody took away must not keep the other from being served; without both, nobody asks.
+        let present = |seen: &Seen| matches!(seen, Seen::Present(_));
+        let holds = |seen: &Seen| !matches!(seen, Seen::Present(seen) if !seen.holds(&bundle));
+        let all = self.configurations.iter().any(present) && self.configurations.iter().all(holds);
         Ok(if all { Bundled::Yes } else { Bundled::No })
     }
 
@@ -464,7 +464,7 @@ impl Keeper {
 }
 
 enum Bundled {
-    /// Every caBundle has the authorities.
+    /// Every caBundle there is has the authorities.
     Yes,
     /// Not every one has.
     No,

@@ -1,0 +1,352 @@
+//! What goes wrong around the operator: objects that it cannot read, an admission that was not asked or said no, a
+//! gateway that knows the providers.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking"
+)]
+
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use nexus_tests::admission::annotated;
+use nexus_tests::apiserver::Cluster;
+use nexus_tests::caller::Caller;
+use nexus_tests::connection;
+use nexus_tests::controlled::{condition, provider, route, table};
+use nexus_tests::operator::{Installation, Operator};
+use nexus_tests::raw::Message;
+use nexus_tests::upstream::{Refusal, Upstream};
+use nexus_tests::wire;
+use serde_json::{Value, json};
+use tokio::sync::{Mutex, MutexGuard};
+
+const LIMIT: Duration = Duration::from_mins(1);
+const CRD: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nexusroutes.nexus.io";
+const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
+
+/// Every test stops and starts the operator, so they take turns.
+struct Scene {
+    cluster: &'static Cluster,
+    admin: Caller,
+    installation: &'static Installation,
+    namespace: String,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Scene {
+    async fn new(prefix: &str) -> Self {
+        static TURN: Mutex<()> = Mutex::const_new(());
+        static INSTALLED: OnceLock<Installation> = OnceLock::new();
+        let turn = TURN.lock().await;
+        let cluster = Cluster::shared();
+        let installation = INSTALLED.get_or_init(|| Installation::new(cluster, &[]));
+        let namespace = cluster.namespace(prefix);
+        cluster.apply(&provider(&namespace).to_string()).ok();
+        Self {
+            cluster,
+            admin: Caller::new(cluster.client().await),
+            installation,
+            namespace,
+            _turn: turn,
+        }
+    }
+
+    fn start(&self) -> Operator {
+        self.installation.start()
+    }
+
+    fn routes(&self) -> String {
+        format!(
+            "/apis/nexus.io/v1alpha1/namespaces/{}/nexusroutes",
+            self.namespace
+        )
+    }
+
+    /// A route of this namespace's provider.
+    fn route(&self, name: &str, fields: &Value) -> Value {
+        route(&self.namespace, name, &self.namespace, fields)
+    }
+
+    async fn create(&self, route: &Value) {
+        self.admin.post(&self.routes(), route).await.ok();
+    }
+
+    async fn seen(&self, name: &str) -> Value {
+        let path = format!("{}/{name}", self.routes());
+        self.admin.get(&path).await.ok()
+    }
+
+    /// Waits until a route's conditions are these, for its present generation.
+    async fn until(&self, operator: &Operator, name: &str, reasons: (&str, &str)) -> Value {
+        let start = Instant::now();
+        loop {
+            let route = self.seen(name).await;
+            let is = |type_, reason: &str| {
+                let condition = condition(&route, type_);
+                condition["reason"] == reason
+                    && condition["observedGeneration"] == route["metadata"]["generation"]
+            };
+            if is("Accepted", reasons.0) && is("Programmed", reasons.1) {
+                return route;
+            }
+            assert!(
+                start.elapsed() < LIMIT,
+                "{name}: {} instead of {reasons:?}\n{}",
+                route["status"],
+                operator.log()
+            );
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// The names of the routes in the table.
+    fn table(&self) -> Vec<String> {
+        let config_map = self
+            .cluster
+            .get(&self.namespace, "configmap", "nexus-routes");
+        let table = config_map.map(|config_map| table(&config_map));
+        let routes = table.map(|table| table.routes).unwrap_or_default();
+        routes.into_iter().map(|route| route.name).collect()
+    }
+}
+
+const GOOD: (&str, &str) = ("Accepted", "Programmed");
+
+fn one(number: u32) -> Value {
+    json!({"connections": [{"connectionId": connection(number)}]})
+}
+
+/// What only the webhook finds, not the schema.
+fn mistake() -> Value {
+    json!({"access": {"deny": [{"paths": ["/orders/{id"]}]}})
+}
+
+/// A copy that can be created again.
+fn renewed(object: &Value) -> Value {
+    let mut object = object.clone();
+    let metadata = object["metadata"].as_object_mut().unwrap();
+    metadata.retain(|field, _| field == "name" || field == "labels");
+    object
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
+    let scene = Scene::new("unreadable").await;
+    // As after an upgrade by which a field got another type: the API server has what no longer fits.
+    let definition = scene.admin.get(CRD).await.ok();
+    let mut open = definition.clone();
+    open["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
+        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    scene.admin.put(CRD, &open).await.ok();
+    let unreadable = |name: &str| {
+        let mut route = scene.route(name, &one(1));
+        route["spec"]["connections"] = json!("none");
+        route
+    };
+    let start = Instant::now();
+    while scene
+        .admin
+        .post(&scene.routes(), &unreadable("first"))
+        .await
+        .code
+        != 201
+    {
+        assert!(start.elapsed() < LIMIT, "the schema stays as it was");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    scene.create(&scene.route("before", &one(1))).await;
+
+    let operator = scene.start();
+    scene.until(&operator, "before", GOOD).await;
+    let told = scene
+        .until(&operator, "first", ("InvalidValue", "Pending"))
+        .await;
+    let accepted = condition(&told, "Accepted");
+    let message = accepted["message"].as_str().unwrap();
+    assert!(message.contains("spec.connections: "), "{message}");
+    assert_eq!(accepted["status"], "False");
+
+    // Another one while the watch runs, past a webhook that would have refused it.
+    let path = format!("{WEBHOOKS}/nexus-operator");
+    let configuration = scene.admin.get(&path).await.ok();
+    let refused = scene.admin.post(&scene.routes(), &unreadable("no")).await;
+    assert!(refused.code >= 400, "{}", refused.body);
+    scene.admin.delete(&path, &Value::Null).await.ok();
+    scene.create(&unreadable("second")).await;
+    let other = json!({"connections": [{"tenant": "u", "connectionId": connection(2)}]});
+    scene.create(&scene.route("after", &other)).await;
+    scene
+        .until(&operator, "second", ("InvalidValue", "Pending"))
+        .await;
+    scene.until(&operator, "after", GOOD).await;
+    let unreadable_objects = "nexus_operator_unreadable_objects";
+    assert!((operator.metric(unreadable_objects, &["NexusRoute"]) - 2.0).abs() < 0.5);
+
+    // One is mended, the other goes.
+    let connections =
+        json!({"spec": {"connections": [{"tenant": "t", "connectionId": connection(3)}]}});
+    let second = format!("{}/second", scene.routes());
+    scene.admin.merge(&second, &connections).await.ok();
+    let first = format!("{}/first", scene.routes());
+    scene.admin.delete(&first, &Value::Null).await.ok();
+    scene.until(&operator, "second", GOOD).await;
+    assert!(operator.metric(unreadable_objects, &["NexusRoute"]) < 0.5);
+
+    scene
+        .admin
+        .put(CRD, &renewed_definition(&scene, &definition).await)
+        .await
+        .ok();
+    scene
+        .admin
+        .post(WEBHOOKS, &renewed(&configuration))
+        .await
+        .ok();
+}
+
+/// The definition as it was, over the one that is there.
+async fn renewed_definition(scene: &Scene, definition: &Value) -> Value {
+    let mut present = scene.admin.get(CRD).await.ok();
+    present["spec"] = definition["spec"].clone();
+    present
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_are_stored_without_the_webhook_and_judged_afterwards() {
+    let scene = Scene::new("unasked").await;
+    // Nothing listens where the webhook should be.
+    scene.create(&scene.route("good", &one(11))).await;
+    let stolen = json!({"upstream": {"url": "https://evil.example.com"}});
+    scene.create(&scene.route("stolen", &stolen)).await;
+    scene.create(&scene.route("mistake", &mistake())).await;
+    let operator = scene.start();
+    scene.until(&operator, "good", GOOD).await;
+    scene
+        .until(&operator, "stolen", ("OriginNotGranted", "Pending"))
+        .await;
+    let told = scene
+        .until(&operator, "mistake", ("InvalidAccessRule", "Pending"))
+        .await;
+    let message = condition(&told, "Accepted")["message"].as_str().unwrap();
+    assert!(
+        message.contains("spec.access.deny[0].paths[0]"),
+        "{message}"
+    );
+    assert_eq!(scene.table(), ["good"]);
+    // With the webhook there the same mistake is not stored.
+    let refused = scene
+        .admin
+        .post(&scene.routes(), &scene.route("again", &mistake()))
+        .await;
+    assert_eq!(refused.code, 403, "{}", refused.body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_one_webhook_configuration_the_other_is_served() {
+    let scene = Scene::new("alone").await;
+    let path = format!("{WEBHOOKS}/nexus-operator");
+    let configuration = scene.admin.get(&path).await.ok();
+    scene.admin.delete(&path, &Value::Null).await.ok();
+    let operator = scene.start();
+    let pods = format!("/api/v1/namespaces/{}/pods", scene.namespace);
+    let pod = scene.admin.post(&pods, &annotated("agent")).await.ok();
+    assert_eq!(pod["spec"]["initContainers"][0]["name"], "nexus-sidecar");
+    scene.create(&scene.route("stored", &mistake())).await;
+    let reasons = ("InvalidAccessRule", "Pending");
+    scene.until(&operator, "stored", reasons).await;
+
+    // One that appears without a caBundle gets it.
+    let mut bare = renewed(&configuration);
+    for webhook in bare["webhooks"].as_array_mut().unwrap() {
+        let client = webhook["clientConfig"].as_object_mut().unwrap();
+        client.remove("caBundle").unwrap();
+    }
+    scene.admin.post(WEBHOOKS, &bare).await.ok();
+    let start = Instant::now();
+    let mistake = scene.route("refused", &mistake());
+    while scene.admin.post(&scene.routes(), &mistake).await.code != 403 {
+        assert!(start.elapsed() < LIMIT, "{}", operator.log());
+        let made = format!("{}/refused", scene.routes());
+        scene.admin.delete(&made, &Value::Null).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_update_leaves_what_was_there() {
+    let scene = Scene::new("refused").await;
+    let operator = scene.start();
+    scene.create(&scene.route("api", &one(21))).await;
+    let before = scene.until(&operator, "api", GOOD).await;
+    let mistake = scene.route("api", &mistake());
+    let said = scene.cluster.apply(&mistake.to_string()).refused();
+    assert!(
+        said.contains("denied the request") && said.contains("paths"),
+        "{said}"
+    );
+    assert_eq!(scene.seen("api").await, before);
+    assert_eq!(scene.table(), ["api"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateways_base_urls_grant_where_there_is_no_provider() {
+    let recorded = wire::response("health-providers", "gateway providers");
+    let body = Message::all(&recorded).unwrap().remove(0).body;
+    let gateway = Upstream::builder()
+        .gate(move |seen| {
+            let known = seen.target == "/base/v1/providers";
+            Some(if known {
+                Refusal::new(200, body.clone())
+            } else {
+                Refusal::new(404, "404 page not found")
+            })
+        })
+        .start()
+        .await;
+    let url = format!("{}/base/", gateway.url());
+    let scene = Scene::new("gateway").await;
+    let operator = scene.installation.start_with(
+        "operator-0",
+        scene.installation.port(),
+        &[
+            &format!("--gateway-url={url}"),
+            "--allow-insecure-upstreams",
+        ],
+    );
+    let wants = |name: &str, provider: &str, host: &str, number| {
+        let mut fields = one(number);
+        fields["upstream"] = json!({
+            "url": format!("http://127.0.0.1:{host}/{provider}"),
+            "allowInsecure": true,
+            "allowPrivateAddresses": true,
+        });
+        route(&scene.namespace, name, provider, &fields)
+    };
+    scene
+        .create(&wants("granted", "key-plain", "18060", 31))
+        .await;
+    scene
+        .create(&wants("elsewhere", "key-query", "18061", 32))
+        .await;
+    scene.create(&wants("unknown", "nobody", "18060", 33)).await;
+    scene.until(&operator, "granted", GOOD).await;
+    for name in ["elsewhere", "unknown"] {
+        let told = scene
+            .until(&operator, name, ("OriginNotGranted", "Pending"))
+            .await;
+        let message = condition(&told, "Accepted")["message"].as_str().unwrap();
+        assert!(message.contains("NexusProvider"), "{message}");
+    }
+    // An administrator's word counts instead of the gateway's.
+    let mut stricter = provider("key-plain");
+    stricter["spec"]["upstream"]["url"] = "https://api.example.com".into();
+    scene.cluster.apply(&stricter.to_string()).ok();
+    scene
+        .until(&operator, "granted", ("OriginNotGranted", "Pending"))
+        .await;
+    scene.cluster.kubectl(&["delete", "nxp", "key-plain"]).ok();
+    scene.until(&operator, "granted", GOOD).await;
+}
