@@ -21,11 +21,12 @@ impl Mount {
             versions: 0,
         };
         mount.replace(files);
-        for (name, _) in files {
-            let link = Path::new("..data").join(name);
-            symlink(link, mount.path(name)).unwrap();
-        }
         mount
+    }
+
+    /// Path of the folder.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Path of a file.
@@ -33,8 +34,8 @@ impl Mount {
         self.folder.path().join(name)
     }
 
-    /// Replaces all files at once.
-    pub fn replace(&mut self, files: &[(&str, &str)]) {
+    /// Replaces all files at once; links to those that are gone go after that.
+    pub fn replace<C: AsRef<[u8]>>(&mut self, files: &[(&str, C)]) {
         self.versions += 1;
         let version = format!("..version-{}", self.versions);
         let folder = self.folder.path().join(&version);
@@ -45,6 +46,19 @@ impl Mount {
         let fresh = self.folder.path().join("..data_tmp");
         symlink(&version, &fresh).unwrap();
         std::fs::rename(fresh, self.folder.path().join("..data")).unwrap();
+        for entry in std::fs::read_dir(self.folder.path()).unwrap() {
+            let name = entry.unwrap().file_name();
+            let name = name.to_str().unwrap();
+            if !name.starts_with("..") && !files.iter().any(|(kept, _)| *kept == name) {
+                std::fs::remove_file(self.path(name)).unwrap();
+            }
+        }
+        for (name, _) in files {
+            if self.path(name).is_symlink() {
+                continue;
+            }
+            symlink(Path::new("..data").join(name), self.path(name)).unwrap();
+        }
     }
 }
 
@@ -67,5 +81,8 @@ mod tests {
         );
         let link = std::fs::read_link(mount.path("a")).unwrap();
         assert_eq!(link, Path::new("..data/a"));
+        mount.replace(&[("c", "4")]);
+        assert!(!mount.path("a").is_symlink());
+        assert_eq!(read(&mount, "c"), "4");
     }
 }

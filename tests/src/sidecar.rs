@@ -55,7 +55,7 @@ pub fn command<A: Into<OsString>>(args: impl IntoIterator<Item = A>) -> Command 
 pub struct Builder {
     subcommand: &'static str,
     folder: TempDir,
-    routes: bool,
+    routes: Option<PathBuf>,
     control: Vec<OsString>,
     args: Vec<OsString>,
     env: Vec<(String, String)>,
@@ -64,11 +64,12 @@ pub struct Builder {
 impl Builder {
     fn new(subcommand: &'static str, routes: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        std::fs::create_dir(folder.path().join("routes")).unwrap();
+        let own = folder.path().join("routes");
+        std::fs::create_dir(&own).unwrap();
         Self {
             subcommand,
             folder,
-            routes,
+            routes: routes.then_some(own),
             control: Vec::new(),
             args: Vec::new(),
             env: Vec::new(),
@@ -85,6 +86,13 @@ impl Builder {
     #[must_use]
     pub fn file(self, name: &str, content: &str) -> Self {
         std::fs::write(self.routes_folder().join(name), content).unwrap();
+        self
+    }
+
+    /// Reads routes from another folder than its own.
+    #[must_use]
+    pub fn routes_in(mut self, folder: &Path) -> Self {
+        self.routes = Some(folder.to_owned());
         self
     }
 
@@ -197,9 +205,8 @@ impl Builder {
 
     fn command(&self) -> Command {
         let mut args: Vec<OsString> = vec![self.subcommand.into()];
-        if self.routes {
-            args.push("--routes".into());
-            args.push(self.routes_folder().into());
+        if let Some(routes) = &self.routes {
+            args.extend(["--routes".into(), routes.into()]);
         }
         args.extend(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"].map(Into::into));
         args.extend(self.control.iter().cloned());

@@ -7,9 +7,11 @@
     reason = "a test fails by panicking"
 )]
 
+use nexus_tests::broker::Broker;
 use nexus_tests::connection;
 use nexus_tests::controlled::{Scene, condition, file, wait};
-use nexus_tests::sidecar;
+use nexus_tests::mount::Mount;
+use nexus_tests::sidecar::Sidecar;
 use serde_json::{Value, json};
 
 fn connections(number: u32) -> Value {
@@ -375,18 +377,41 @@ fn pods_that_ask_for_a_sidecar_and_have_none_are_found() {
     });
 }
 
-#[test]
-fn the_real_sidecar_loads_every_table_that_is_written() {
+/// The real sidecar on a folder that is filled as the kubelet fills the volume of a ConfigMap.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_sidecar_loads_every_table_that_is_written() {
     let scene = Scene::new("load");
+    let broker = Broker::gateway().await;
+    let mut mount = Mount::new(&[]);
+    let sidecar = Sidecar::run()
+        .control(&broker)
+        .routes_in(mount.folder())
+        .start()
+        .await;
     // Enough for compression in either format.
     let many: Vec<Value> = (0..5000)
         .map(|number| json!({"tenant": format!("tenant-{number:040}"), "connectionId": connection(100_000 + number)}))
         .collect();
-    for (oldest, name, fields) in [
-        (false, "routes.json", connections(71)),
-        (false, "routes.json.gz", json!({"connections": many})),
-        (true, "routes.json.gz", json!({"connections": many})),
-        (true, "routes.json", connections(72)),
+    let few =
+        |number| json!({"connections": [{"tenant": "tenant", "connectionId": connection(number)}]});
+    let last = format!("tenant-{:040}", 4999);
+    for (oldest, name, fields, tenant, id) in [
+        (false, "routes.json", few(71), "tenant", 71),
+        (
+            false,
+            "routes.json.gz",
+            json!({"connections": many}),
+            last.as_str(),
+            104_999,
+        ),
+        (
+            true,
+            "routes.json.gz",
+            json!({"connections": many}),
+            last.as_str(),
+            104_999,
+        ),
+        (true, "routes.json", few(72), "tenant", 72),
     ] {
         if oldest {
             scene.pod("old", &json!({"version": 1}));
@@ -410,16 +435,33 @@ fn the_real_sidecar_loads_every_table_that_is_written() {
         });
         let (found, bytes) = file(&scene.config_map().unwrap());
         assert_eq!(found, name);
+        mount.replace(&[(name, &bytes)]);
+        let loaded = format!("revision {} of {name} in format {format}", table.revision);
+        nexus_tests::wait::within(&loaded, async {
+            while sidecar.admin().get("/readyz").send().await.json()["revision"] != table.revision {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+        })
+        .await;
+        // The control plane is asked for this very connection, and does not have it.
+        let ask = |tenant: &str| {
+            let call = sidecar.agent().get("/");
+            call.provider(&scene.namespace).tenant(tenant).send()
+        };
+        assert_eq!(ask("nobody").await.error(), "tenant_forbidden");
+        let before = broker.calls(&connection(id));
+        assert_eq!(ask(tenant).await.error(), "connection_unknown", "{loaded}");
+        assert_eq!(broker.calls(&connection(id)), before + 1);
         let folder = scene
             .cluster
             .scratch(&format!("load-{name}-{format}-{count}"));
         std::fs::write(folder.join(found), bytes).unwrap();
-        let check = sidecar::command(["check".as_ref(), folder.as_os_str()])
+        let check = nexus_tests::sidecar::command(["check".as_ref(), folder.as_os_str()])
             .output()
             .unwrap();
         assert!(
             check.status.success(),
-            "{} {table:?}",
+            "{}",
             String::from_utf8_lossy(&check.stderr)
         );
     }

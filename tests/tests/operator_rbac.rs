@@ -10,6 +10,7 @@
 use nexus_tests::apiserver::Cluster;
 use nexus_tests::caller::Caller;
 use nexus_tests::chart::NAMESPACE;
+use nexus_tests::controlled::condition;
 use nexus_tests::operator::{Installation, Operator, sum};
 use nexus_tests::policies::until;
 use serde_json::{Value, json};
@@ -61,6 +62,17 @@ impl Stage {
             all.iter()
                 .any(|one| one["type"] == "Programmed" && one["status"] == "True")
         })
+    }
+
+    /// Why the route is not in the table.
+    async fn pending(&self, namespace: &str) -> String {
+        let path = format!("/apis/nexus.io/v1alpha1/namespaces/{namespace}/nexusroutes/example");
+        let route = self.admin.get(&path).await.ok();
+        let condition = condition(&route, "Programmed");
+        assert_ne!(condition["status"], "True");
+        let is_pending = condition["reason"] == "Pending";
+        let message = condition["message"].as_str().filter(|_| is_pending);
+        message.unwrap_or_default().to_owned()
     }
 
     async fn has_event(&self, namespace: &str) -> bool {
@@ -282,6 +294,12 @@ async fn without_writing_tables(stage: &Stage) {
         .await;
     assert!(failed() > before);
     assert!(!stage.has_table(&namespace).await);
+    // Its author sees it too.
+    let told = || async {
+        let why = stage.pending(&namespace).await;
+        why.contains("nexus-routes") && why.contains("forbidden")
+    };
+    until("the reason in the condition", told).await;
     assert!(stage.injects(&namespace).await);
     stage.put(&cluster_role(), whole).await;
     until("the table", || stage.has_table(&namespace)).await;
