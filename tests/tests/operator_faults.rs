@@ -24,7 +24,8 @@ use serde_json::{Value, json};
 use tokio::sync::{Mutex, MutexGuard};
 
 const LIMIT: Duration = Duration::from_mins(1);
-const CRD: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/nexusroutes.nexus.io";
+const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+const PROVIDERS: &str = "/apis/nexus.io/v1alpha1/nexusproviders";
 const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 
 /// Every test stops and starts the operator, so they take turns.
@@ -135,12 +136,8 @@ fn renewed(object: &Value) -> Value {
 #[tokio::test(flavor = "multi_thread")]
 async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
     let scene = Scene::new("unreadable").await;
-    // As after an upgrade by which a field got another type: the API server has what no longer fits.
-    let definition = scene.admin.get(CRD).await.ok();
-    let mut open = definition.clone();
-    open["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
-        json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-    scene.admin.put(CRD, &open).await.ok();
+    let routes = Open::new(&scene.admin, "nexusroutes.nexus.io").await;
+    let providers = Open::new(&scene.admin, "nexusproviders.nexus.io").await;
     let unreadable = |name: &str| {
         let mut route = scene.route(name, &one(1));
         route["spec"]["connections"] = json!("none");
@@ -158,6 +155,13 @@ async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     scene.create(&scene.route("before", &one(1))).await;
+    let mut bad = provider("unreadable");
+    bad["spec"]["origins"] = json!({"not": "a list"});
+    let start = Instant::now();
+    while scene.admin.post(PROVIDERS, &bad).await.code != 201 {
+        assert!(start.elapsed() < LIMIT, "the schema stays as it was");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 
     let operator = scene.start();
     scene.until(&operator, "before", GOOD).await;
@@ -168,6 +172,19 @@ async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
     let message = accepted["message"].as_str().unwrap();
     assert!(message.contains("spec.connections: "), "{message}");
     assert_eq!(accepted["status"], "False");
+    let start = Instant::now();
+    let bad = format!("{PROVIDERS}/unreadable");
+    loop {
+        let provider = scene.admin.get(&bad).await.ok();
+        let accepted = condition(&provider, "Accepted");
+        if accepted["reason"] == "InvalidValue" {
+            let message = accepted["message"].as_str().unwrap();
+            assert!(message.contains("spec.origins: "), "{message}");
+            break;
+        }
+        assert!(start.elapsed() < LIMIT, "{provider}\n{}", operator.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 
     // Another one while the watch runs, past a webhook that would have refused it.
     let path = format!("{WEBHOOKS}/nexus-operator");
@@ -195,11 +212,9 @@ async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
     scene.until(&operator, "second", GOOD).await;
     assert!(operator.metric(unreadable_objects, &["NexusRoute"]) < 0.5);
 
-    scene
-        .admin
-        .put(CRD, &renewed_definition(&scene, &definition).await)
-        .await
-        .ok();
+    scene.admin.delete(&bad, &Value::Null).await.ok();
+    routes.close(&scene.admin).await;
+    providers.close(&scene.admin).await;
     scene
         .admin
         .post(WEBHOOKS, &renewed(&configuration))
@@ -207,11 +222,28 @@ async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
         .ok();
 }
 
-/// The definition as it was, over the one that is there.
-async fn renewed_definition(scene: &Scene, definition: &Value) -> Value {
-    let mut present = scene.admin.get(CRD).await.ok();
-    present["spec"] = definition["spec"].clone();
-    present
+/// A kind whose objects may be anything, as after an upgrade by which a field got another type.
+struct Open {
+    path: String,
+    spec: Value,
+}
+
+impl Open {
+    async fn new(admin: &Caller, name: &str) -> Self {
+        let path = format!("{DEFINITIONS}/{name}");
+        let mut definition = admin.get(&path).await.ok();
+        let spec = definition["spec"].clone();
+        definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"] =
+            json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        admin.put(&path, &definition).await.ok();
+        Self { path, spec }
+    }
+
+    async fn close(self, admin: &Caller) {
+        let mut definition = admin.get(&self.path).await.ok();
+        definition["spec"] = self.spec;
+        admin.put(&self.path, &definition).await.ok();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
