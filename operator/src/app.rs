@@ -1,7 +1,7 @@
 //! From the command line to a serving process: bind, start what runs beside each other, end when one of them does.
 
-use std::io::Write as _;
-use std::net::SocketAddr;
+use std::io::{self, Write as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -126,9 +126,22 @@ fn premature(ended: Result<anyhow::Result<()>, JoinError>) -> anyhow::Error {
 }
 
 async fn bind(flag: &str, address: SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address)
-        .await
-        .with_context(|| format!("{flag} {address}: cannot listen there"))
+    let listener = match TcpListener::bind(address).await {
+        Err(error) => match without_ipv6(address, &error) {
+            Some(address) => TcpListener::bind(address).await,
+            None => Err(error),
+        },
+        bound => bound,
+    };
+    listener.with_context(|| format!("{flag} {address}: cannot listen there"))
+}
+
+/// Every address, on a machine that knows no IPv6.
+fn without_ipv6(address: SocketAddr, error: &io::Error) -> Option<SocketAddr> {
+    let unknown = rustix::io::Errno::from_io_error(error) == Some(rustix::io::Errno::AFNOSUPPORT)
+        || error.kind() == io::ErrorKind::AddrNotAvailable;
+    let every = address.ip() == IpAddr::V6(Ipv6Addr::UNSPECIFIED);
+    (unknown && every).then(|| (Ipv4Addr::UNSPECIFIED, address.port()).into())
 }
 
 fn spawn_admin(
@@ -150,9 +163,22 @@ fn spawn_admin(
 
 /// Says where the process listens, on standard output.
 fn announce((webhook, admin): (SocketAddr, SocketAddr)) -> anyhow::Result<()> {
-    writeln!(
-        std::io::stdout(),
-        "listening webhook={webhook} admin={admin}"
-    )
-    .context("cannot write to standard output")
+    writeln!(io::stdout(), "listening webhook={webhook} admin={admin}")
+        .context("cannot write to standard output")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_every_address_is_another_one_without_ipv6() {
+        let unknown = io::Error::from(rustix::io::Errno::AFNOSUPPORT);
+        let taken = io::Error::from(io::ErrorKind::AddrInUse);
+        let address = |text: &str| -> SocketAddr { text.parse().unwrap() };
+        let every = address("[::]:9901");
+        assert_eq!(without_ipv6(every, &unknown), Some(address("0.0.0.0:9901")));
+        assert_eq!(without_ipv6(every, &taken), None);
+        assert_eq!(without_ipv6(address("[::1]:9901"), &unknown), None);
+    }
 }

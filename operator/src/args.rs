@@ -42,7 +42,7 @@ pub struct RunArgs {
     #[arg(long, env = "NEXUS_NAMESPACE", value_name = "NAMESPACE")]
     pub namespace: String,
 
-    /// Where /metrics, /healthz and /readyz are served
+    /// Where /metrics, /healthz and /readyz are served; without IPv6, [::] is 0.0.0.0
     #[arg(
         long,
         env = "NEXUS_ADMIN",
@@ -84,7 +84,7 @@ pub struct RunArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Admission")]
 pub struct WebhookArgs {
-    /// Where the API server finds the webhooks
+    /// Where the API server finds the webhooks; without IPv6, [::] is 0.0.0.0
     #[arg(
         long,
         env = "NEXUS_WEBHOOK_LISTEN",
@@ -325,8 +325,8 @@ pub struct SidecarArgs {
     )]
     pub sidecar_memory_limit: String,
 
-    /// User and group the sidecar runs as
-    #[arg(long, env = "NEXUS_SIDECAR_RUN_AS_USER", value_name = "UID", default_value_t = 65532, value_parser = clap::value_parser!(i64).range(1..))]
+    /// User and group the sidecar runs as: nobody else's, so not that of common images either
+    #[arg(long, env = "NEXUS_SIDECAR_RUN_AS_USER", value_name = "UID", default_value_t = 28080, value_parser = clap::value_parser!(i64).range(1..))]
     pub sidecar_run_as_user: i64,
 
     /// Leave the sidecar's user to the cluster, as OpenShift wants it

@@ -18,6 +18,7 @@ const VARIANTS: [&[(&str, &str)]; 6] = [
         ("sidecar.auth", "api-key"),
         ("sidecar.authSecret", "nexus-key"),
         ("sidecar.caConfigMap", "gateway-ca"),
+        ("sidecar.allowInsecureGateway", "true"),
         ("sidecar.runAsUser", "null"),
         ("sidecar.resources.limits.cpu", "500m"),
         ("sidecar.image.pullPolicy", "Never"),

@@ -135,14 +135,14 @@ fn what_cannot_have_a_sidecar_is_refused_with_the_field() {
 #[test]
 fn kubectl_shows_warnings() {
     let scene = Scene::new("warned");
-    let spec = json!({"securityContext": {"runAsUser": 65532}});
+    let spec = json!({"securityContext": {"runAsUser": 28080}});
     let answer = scene.create(&annotated(
         pod("warned", &spec),
         &[("nexus.io/tenant", "a")],
     ));
     for says in [
         "Warning: annotation nexus.io/tenant: is not known",
-        "Warning: spec.containers[agent].securityContext.runAsUser: is 65532, as the sidecar's",
+        "Warning: spec.containers[agent].securityContext.runAsUser: is 28080, as the sidecar's",
     ] {
         assert!(answer.stderr.contains(says), "{}", answer.stderr);
     }

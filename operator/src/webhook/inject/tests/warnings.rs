@@ -17,12 +17,12 @@ fn what_is_probably_not_meant_is_said() {
     ]);
     for (pod, flags, expected) in [
         (
-            user(Value::Null, json!(65532)),
+            user(Value::Null, json!(28080)),
             &[][..],
-            "spec.containers[agent].securityContext.runAsUser: is 65532, as the sidecar's",
+            "spec.containers[agent].securityContext.runAsUser: is 28080, as the sidecar's",
         ),
         (
-            user(json!(65532), Value::Null),
+            user(json!(28080), Value::Null),
             &[],
             "spec.containers[agent].securityContext.runAsUser: ",
         ),
@@ -73,7 +73,7 @@ fn what_is_probably_not_meant_is_said() {
 #[test]
 fn nothing_is_said_about_what_is_fine() {
     for fields in [
-        json!({"securityContext": {"runAsUser": 65532}, "containers": [
+        json!({"securityContext": {"runAsUser": 28080}, "containers": [
             {"name": "agent", "securityContext": {"runAsUser": 1000}},
         ]}),
         json!({"containers": [{"name": "agent", "livenessProbe": {"httpGet": {"port": "http"}}}]}),
