@@ -321,6 +321,24 @@ impl Operator {
         kill_process(id, Signal::TERM).unwrap();
     }
 
+    /// Stops it from running, as a machine that is overloaded or suspended does.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such process.
+    pub fn freeze(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::STOP).unwrap();
+    }
+
+    /// Lets it run on.
+    ///
+    /// # Panics
+    ///
+    /// When there is no such process.
+    pub fn thaw(&self) {
+        kill_process(Pid::from_child(&self.child), Signal::CONT).unwrap();
+    }
+
     /// Waits for its end, and gives its exit status and log.
     ///
     /// # Panics

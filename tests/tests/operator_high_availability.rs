@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use nexus_tests::admission::{Calls, Creator};
 use nexus_tests::apiserver::Cluster;
 use nexus_tests::caller::Caller;
+use nexus_tests::connection;
 use nexus_tests::forwarder::Forwarder;
 use nexus_tests::operator::{Installation, NAMESPACE, Operator};
 use serde_json::{Value, json};
@@ -118,7 +119,7 @@ fn lease_path() -> String {
     format!("/apis/coordination.k8s.io/v1/namespaces/{NAMESPACE}/leases/nexus-operator")
 }
 
-fn route(name: &str) -> Value {
+fn route(name: &str, number: u32) -> Value {
     json!({
         "apiVersion": "nexus.io/v1alpha1",
         "kind": "NexusRoute",
@@ -126,7 +127,7 @@ fn route(name: &str) -> Value {
         "spec": {
             "provider": name,
             "upstream": {"url": "https://api.example.com"},
-            "connections": [{"connectionId": "7b6ad0a6-6f8e-4a4b-9d7e-2f4c8a0c1d11"}],
+            "connections": [{"connectionId": connection(number)}],
         },
     })
 }
@@ -145,7 +146,7 @@ async fn a_killed_leader_is_replaced_within_the_lease_time_and_once() {
     let killed = Instant::now();
     let namespace = scene.cluster.namespace("takeover");
     let routes = format!("/apis/nexus.io/v1alpha1/namespaces/{namespace}/nexusroutes");
-    let answer = scene.admin.post(&routes, &route("orders")).await;
+    let answer = scene.admin.post(&routes, &route("orders", 1)).await;
     assert_eq!(answer.code, 201, "{}", answer.body);
     let limit = Duration::from_secs(3) + 2 * RETRY + SLACK;
     scene
@@ -204,6 +205,49 @@ async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
     assert_eq!(scene.lease().await, (second.identity, transitions + 1));
     let (status, log) = first.operator.wait();
     assert_eq!(status, Some(0), "{log}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_was_frozen_gives_way_when_it_runs_on() {
+    let scene = Scene::new().await;
+    let [first, second] = scene.two().await;
+    let (_, transitions) = scene.lease().await;
+    let namespace = scene.cluster.namespace("frozen");
+    let routes = format!("/apis/nexus.io/v1alpha1/namespaces/{namespace}/nexusroutes");
+    let answer = scene.admin.post(&routes, &route("frozen", 2)).await;
+    assert_eq!(answer.code, 201, "{}", answer.body);
+    let config_map = || scene.cluster.get(&namespace, "configmap", "nexus-routes");
+    let tells = |id: &str| config_map().is_some_and(|it| it["data"].to_string().contains(id));
+    let until = async |id: &str| {
+        let start = Instant::now();
+        while !tells(id) {
+            assert!(start.elapsed() < LIMIT, "{}", second.operator.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    until(&connection(2)).await;
+
+    scene.forwarder.lead_to(&[second.port]);
+    first.operator.freeze();
+    scene.led_by(&second.identity, LIMIT).await;
+    let path = format!("{routes}/frozen");
+    let other = json!({"spec": {"connections": [{"connectionId": connection(3)}]}});
+    scene.admin.merge(&path, &other).await.ok();
+    until(&connection(3)).await;
+    let before = config_map();
+
+    first.operator.thaw();
+    let leads = |replica: &Replica| replica.operator.metric("nexus_operator_leader", &[]) > 0.5;
+    let start = Instant::now();
+    while leads(&first) {
+        assert!(start.elapsed() < LIMIT, "{}", first.operator.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Long enough for several attempts of either.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(leads(&second) && !leads(&first));
+    assert_eq!(scene.lease().await, (second.identity, transitions + 1));
+    assert_eq!(config_map(), before, "it wrote what it had decided before");
 }
 
 #[tokio::test(flavor = "multi_thread")]
