@@ -150,6 +150,10 @@ async fn an_ephemeral_container_stays_beside_the_agent() {
         (adding("CAP_NET_ADMIN"), mighty),
         (adding("sys_admin"), mighty),
         (adding("ALL"), mighty),
+        (adding("DAC_READ_SEARCH"), mighty),
+        (adding("SYS_MODULE"), mighty),
+        (adding("SYS_RAWIO"), mighty),
+        (adding("BPF"), mighty),
     ] {
         for caller in [&scene.mallory, &scene.admin] {
             let answer = caller.put(&path, &with(&container)).await;

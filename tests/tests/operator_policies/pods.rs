@@ -110,7 +110,11 @@ async fn only_the_sidecar_mounts_the_token() {
     plain["spec"]["volumes"] = json!([token("example"), {"name": "scratch", "emptyDir": {}}]);
     let mut bare = plain.clone();
     bare["spec"]["volumes"] = json!([]);
-    assert_accepted(&scene, &[own, plain, bare]).await;
+    let mut empty = plain.clone();
+    empty["spec"]["volumes"] = json!([{"name": "empty", "projected": {}}]);
+    assert_accepted(&scene, &[own, plain, bare, empty]).await;
+    let empty = json!({"name": "empty", "projected": {}});
+    assert_accepted(&scene, &[with("/spec/volumes", empty)]).await;
 }
 
 #[tokio::test]
