@@ -25,6 +25,8 @@ pub struct ClusterGrants {
     pub allow_insecure_upstreams: bool,
     /// By provider: the gateway's `api_base_url`, whose origin counts where there is no NexusProvider.
     pub gateway_urls: BTreeMap<String, String>,
+    /// NexusProviders that there are and that cannot be read: what they forbid is not known, so their routes wait.
+    pub unreadable_providers: BTreeSet<String>,
     /// By namespace: connections it may use although another namespace named them first.
     pub connections: BTreeMap<String, ConnectionGrant>,
 }

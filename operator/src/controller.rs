@@ -94,6 +94,7 @@ async fn lead(
     metrics: &Arc<Metrics>,
 ) -> anyhow::Result<Infallible> {
     stores.synced().await;
+    stores.granted().await;
     let compiler = Compiler::new(stores.clone(), args.debounce, metrics.clone());
     let snapshots = compiler.snapshots();
     compiler.compile().await?;

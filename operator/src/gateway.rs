@@ -1,6 +1,7 @@
 //! The base URLs that the control plane has for providers: they grant an origin where there is no NexusProvider.
 //!
-//! Every replica reads them, since each admits. What was read last counts for as long as reading fails.
+//! Every replica reads them, since each admits. What was read last counts for as long as reading fails; before the first
+//! time the leader does not write.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use crate::stores::Stores;
 const EVERY: Duration = Duration::from_mins(5);
 /// How soon they are read again after a failure.
 const RETRY: Duration = Duration::from_secs(30);
+/// How soon as long as nothing was read.
+const FIRST_RETRY: Duration = Duration::from_secs(2);
 /// How long one answer may take.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Largest answer: a control plane has some hundred providers.
@@ -54,11 +57,17 @@ pub(crate) async fn follow(gateway: Url, stores: Stores) -> anyhow::Result<()> {
             }
             Err(error) => {
                 let error = format!("{error:#}");
+                let known = stores.gateway_is_known();
                 if error != last_error {
-                    tracing::warn!(%url, error, "cannot read providers of the gateway; what was read last counts");
+                    let meanwhile = if known {
+                        "what was read last counts"
+                    } else {
+                        "tables and conditions stay as they are until it answers"
+                    };
+                    tracing::warn!(%url, error, meanwhile, "cannot read providers of the gateway");
                     last_error = error;
                 }
-                RETRY
+                if known { RETRY } else { FIRST_RETRY }
             }
         };
         tokio::time::sleep(wait).await;

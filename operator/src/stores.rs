@@ -9,7 +9,7 @@ pub(crate) mod guard;
 pub(crate) mod pods;
 pub(crate) mod touched;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -66,6 +66,8 @@ struct Inner {
     namespace_store: Store<PartialObjectMeta<Namespace>>,
     /// `api_base_url` by provider, as the gateway last said.
     gateway_urls: ArcSwap<BTreeMap<String, String>>,
+    /// Whether it has said so once, where there is one.
+    gateway_known: watch::Sender<bool>,
     inline_upstreams: InlineUpstreams,
     allow_insecure_upstreams: bool,
     changes: Changes,
@@ -117,6 +119,7 @@ impl Stores {
             pods: Collection::default(),
             namespace_store,
             gateway_urls: ArcSwap::default(),
+            gateway_known: watch::channel(args.gateway_url.is_none()).0,
             inline_upstreams: match args.inline_upstreams {
                 Policy::Allow => InlineUpstreams::Allow,
                 Policy::Deny => InlineUpstreams::Deny,
@@ -132,6 +135,18 @@ impl Stores {
         let mut unlisted = self.0.unlisted.subscribe();
         // The sender is in `self`.
         unlisted.wait_for(|left| *left == 0).await.ok();
+    }
+
+    /// Resolves when the gateway's grants are known. Without them, what they allow would be taken out of the tables.
+    pub(crate) async fn granted(&self) {
+        let mut known = self.0.gateway_known.subscribe();
+        // The sender is in `self`.
+        known.wait_for(|known| *known).await.ok();
+    }
+
+    /// Whether they are.
+    pub(crate) fn gateway_is_known(&self) -> bool {
+        *self.0.gateway_known.borrow()
     }
 
     /// The NexusRoutes that can be read, by namespace and name.
@@ -170,8 +185,17 @@ impl Stores {
             inline_upstreams: self.0.inline_upstreams,
             allow_insecure_upstreams: self.0.allow_insecure_upstreams,
             gateway_urls: self.0.gateway_urls.load().as_ref().clone(),
+            unreadable_providers: self.unreadable_providers(),
             connections: connections.collect(),
         }
+    }
+
+    fn unreadable_providers(&self) -> BTreeSet<String> {
+        let providers = self.0.providers.all().into_iter();
+        let unreadable = providers.filter_map(Result::err);
+        unreadable
+            .filter_map(|unreadable| unreadable.metadata.name.clone())
+            .collect()
     }
 
     /// How many NexusRoutes cannot be read.
@@ -229,6 +253,9 @@ impl Stores {
             self.0.gateway_urls.store(Arc::new(urls));
             self.0.changes.compiler.notify_one();
         }
+        self.0
+            .gateway_known
+            .send_if_modified(|known| !std::mem::replace(known, true));
     }
 
     fn watch_ours(

@@ -9,7 +9,7 @@
 
 use nexus_tests::broker::Broker;
 use nexus_tests::connection;
-use nexus_tests::controlled::{Scene, condition, file, wait};
+use nexus_tests::controlled::{Scene, condition, file, table, wait};
 use nexus_tests::mount::Mount;
 use nexus_tests::sidecar::Sidecar;
 use serde_json::{Value, json};
@@ -280,7 +280,7 @@ fn a_config_map_that_was_edited_or_deleted_is_put_back() {
                 && label == "nexus-operator"
                 && config_map["binaryData"].is_null()
                 && config_map["immutable"].is_null()
-                && nexus_tests::controlled::table(&config_map).revision > revision
+                && table(&config_map).revision > revision
             {
                 return Ok(());
             }
@@ -292,6 +292,67 @@ fn a_config_map_that_was_edited_or_deleted_is_put_back() {
     scene.until_table("a new one", |table| {
         table.revision > revision && table.routes.len() == 1
     });
+}
+
+#[test]
+fn a_table_that_somebody_owns_too_changes_its_form_all_the_same() {
+    let scene = Scene::new("owned");
+    let tenants = |count: u32| -> Value {
+        let entry = |number| json!({"tenant": format!("tenant-{number:040}"), "connectionId": connection(200_000 + number)});
+        json!({"connections": (0..count).map(entry).collect::<Vec<_>>()})
+    };
+    for (count, name) in [
+        (1, "routes.json"),
+        (5000, "routes.json.gz"),
+        (2, "routes.json"),
+    ] {
+        // The same words, so that nothing denies them; whoever applies them owns them as well.
+        if let Some(config_map) = scene.config_map() {
+            let mut same = json!({
+                "apiVersion": "v1",
+                "kind": "ConfigMap",
+                "metadata": {"name": "nexus-routes", "namespace": scene.namespace},
+            });
+            for part in ["data", "binaryData"] {
+                same[part] = config_map[part].clone();
+            }
+            let apply = [
+                "apply",
+                "--server-side",
+                "--field-manager=other",
+                "--filename=-",
+            ];
+            scene.cluster.kubectl_with(&apply, &same.to_string()).ok();
+        }
+        let route = scene.route("api", &tenants(count)).to_string();
+        let apply = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--filename=-",
+        ];
+        scene.cluster.kubectl_with(&apply, &route).ok();
+        scene.wait(&format!("{name} alone"), || {
+            let Some(config_map) = scene.config_map() else {
+                return Err("none".to_owned());
+            };
+            let keys: Vec<String> = ["data", "binaryData"]
+                .iter()
+                .filter_map(|part| config_map[part].as_object())
+                .flat_map(|part| part.keys().cloned())
+                .collect();
+            let connections = || {
+                table(&config_map)
+                    .routes
+                    .first()
+                    .map(|it| it.connections.len())
+            };
+            if keys == [name] && connections() == usize::try_from(count).ok() {
+                return Ok(());
+            }
+            Err(format!("{keys:?}"))
+        });
+    }
 }
 
 #[test]

@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+use std::net::SocketAddr;
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
@@ -327,27 +328,33 @@ async fn a_refused_update_leaves_what_was_there() {
 async fn the_gateways_base_urls_grant_where_there_is_no_provider() {
     let recorded = wire::response("health-providers", "gateway providers");
     let body = Message::all(&recorded).unwrap().remove(0).body;
-    let gateway = Upstream::builder()
-        .gate(move |seen| {
-            let known = seen.target == "/base/v1/providers";
-            Some(if known {
-                Refusal::new(200, body.clone())
-            } else {
-                Refusal::new(404, "404 page not found")
+    let serve = async |at: SocketAddr| {
+        let body = body.clone();
+        Upstream::builder()
+            .at(at)
+            .gate(move |seen| {
+                let known = seen.target == "/base/v1/providers";
+                Some(if known {
+                    Refusal::new(200, body.clone())
+                } else {
+                    Refusal::new(404, "404 page not found")
+                })
             })
-        })
-        .start()
-        .await;
+            .start()
+            .await
+    };
+    let gateway = serve(SocketAddr::from(([127, 0, 0, 1], 0))).await;
     let url = format!("{}/base/", gateway.url());
     let scene = Scene::new("gateway").await;
-    let operator = scene.installation.start_with(
-        "operator-0",
-        scene.installation.port(),
-        &[
-            &format!("--gateway-url={url}"),
-            "--allow-insecure-upstreams",
-        ],
-    );
+    let start = || {
+        let gateway = format!("--gateway-url={url}");
+        let arguments = [gateway.as_str(), "--allow-insecure-upstreams"];
+        let port = scene.installation.port();
+        scene
+            .installation
+            .start_with("operator-0", port, &arguments)
+    };
+    let operator = start();
     let wants = |name: &str, provider: &str, host: &str, number| {
         let mut fields = one(number);
         fields["upstream"] = json!({
@@ -381,4 +388,25 @@ async fn the_gateways_base_urls_grant_where_there_is_no_provider() {
         .await;
     scene.cluster.kubectl(&["delete", "nxp", "key-plain"]).ok();
     scene.until(&operator, "granted", GOOD).await;
+
+    // Without it nothing is taken away, also not by one that never heard it; what is applied meanwhile waits.
+    let before = scene.seen("granted").await;
+    drop(operator);
+    let address = gateway.addr();
+    drop(gateway);
+    let operator = start();
+    let since = Instant::now();
+    while !operator.log().contains("stay as they are until it answers") {
+        assert!(since.elapsed() < LIMIT, "{}", operator.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    scene
+        .create(&wants("late", "key-header", "18060", 34))
+        .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert_eq!(scene.seen("granted").await, before);
+    assert_eq!(scene.table(), ["granted"]);
+    let _gateway = serve(address).await;
+    scene.until(&operator, "late", GOOD).await;
+    assert_eq!(scene.table(), ["granted", "late"]);
 }

@@ -94,12 +94,47 @@ impl<'a> Judge<'a> {
             );
             return Err(Problem::new(problem.reason, "spec.provider", message));
         }
+        if let Grants::Cluster(cluster) = self.grants
+            && cluster
+                .unreadable_providers
+                .contains(route.table.provider.as_str())
+        {
+            return Err(Problem::new(
+                Reason::InvalidValue,
+                "spec.provider",
+                format!(
+                    "NexusProvider {:?} cannot be read, so what it forbids is not known; an administrator would \
+                     mend it",
+                    route.table.provider
+                ),
+            ));
+        }
         check_name(route)?;
         if let Some(fault) = &route.fault {
             return Err(fault.clone());
         }
         fields.judge(route)?;
-        self.check_origin(route, provider)
+        self.check_origin(route, provider)?;
+        self.check_authority(route)
+    }
+
+    /// An origin is granted to be shown the credential: who may answer for it is not the route's to say.
+    fn check_authority(&self, route: &Route) -> Result<(), Problem> {
+        match self.grants {
+            Grants::Cluster(cluster)
+                if route.own_ca_bundle && cluster.inline_upstreams == InlineUpstreams::Deny =>
+            {
+                Err(Problem::new(
+                    Reason::OriginNotGranted,
+                    "spec.upstream.caBundle",
+                    format!(
+                        "decides who may receive the credential; an administrator would set it in NexusProvider {:?}",
+                        route.table.provider
+                    ),
+                ))
+            }
+            Grants::Cluster(_) | Grants::Local => Ok(()),
+        }
     }
 
     fn check_origin(&self, route: &Route, provider: Option<&Provider<'_>>) -> Result<(), Problem> {

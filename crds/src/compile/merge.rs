@@ -19,6 +19,8 @@ pub(super) struct Route {
     pub(super) table: TableRoute,
     /// What a table cannot even hold.
     pub(super) fault: Option<Problem>,
+    /// The route names authorities that its provider does not.
+    pub(super) own_ca_bundle: bool,
 }
 
 /// Merges a route over its provider.
@@ -50,6 +52,10 @@ pub(super) fn route(route: &NexusRoute, provider: Option<&NexusProvider>) -> Rou
         response: default_response,
         sdk: _,
     } = defaults.unwrap_or_default();
+    let authorities =
+        |upstream: &Option<UpstreamSpec>| upstream.as_ref().and_then(|it| it.ca_bundle.clone());
+    let own = authorities(&upstream);
+    let own_ca_bundle = own.is_some() && own != authorities(&default_upstream);
     let table = TableRoute {
         name: route.metadata.name.clone().unwrap_or_default(),
         provider: provider_name(route).to_owned(),
@@ -81,6 +87,7 @@ pub(super) fn route(route: &NexusRoute, provider: Option<&NexusProvider>) -> Rou
             ..table
         },
         fault,
+        own_ca_bundle,
     }
 }
 

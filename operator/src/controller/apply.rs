@@ -42,7 +42,8 @@ fn plan(
     };
     match wanted {
         Some(wanted) if is(wanted) => Plan::Keep,
-        None if live.is_none() => Plan::Keep,
+        // One that ends waits for somebody else.
+        None if live.is_none_or(|live| live.ending) => Plan::Keep,
         None if !injected => Plan::Delete,
         // A sidecar keeps its last table when the file goes; an empty one takes it away.
         None if is(empty) => Plan::Keep,
@@ -126,28 +127,27 @@ async fn write(
 
     let api = api(gathered, context);
     let over = gathered.live.as_ref().and_then(|live| live.version.clone());
-    let mut version = over.clone();
-    let strays = gathered.live.as_ref().map(|live| live.strays(&encoded));
-    if let Some(strays) = strays.filter(|strays| !strays.is_empty()) {
-        // Server-side apply leaves what others own.
-        let patch = Patch::Merge(strays.removal(version.as_deref()));
-        let cleared = api
-            .patch(ROUTES_CONFIG_MAP, &PatchParams::default(), &patch)
-            .await
-            .map_err(|source| failed("clear", source))?;
-        version = cleared.resource_version();
-        count(context);
-    }
     let keys = match encoded {
         Encoded::Json(_) => (true, false),
         Encoded::Gzip(_) => (false, true),
     };
-    let manifest = live::manifest(
+    let strays = gathered.live.as_ref().map(|live| live.strays(&encoded));
+    let mut manifest = live::manifest(
         &gathered.namespace,
         ROUTES_CONFIG_MAP,
-        version.as_deref(),
+        over.as_deref(),
         encoded,
     );
+    if let Some(strays) = strays.filter(|strays| !strays.is_empty()) {
+        // Server-side apply leaves what others own.
+        let patch = Patch::Merge(strays.removal(&manifest));
+        let cleared = api
+            .patch(ROUTES_CONFIG_MAP, &PatchParams::default(), &patch)
+            .await
+            .map_err(|source| failed("clear", source))?;
+        manifest.metadata.resource_version = cleared.resource_version();
+        count(context);
+    }
     let parameters = PatchParams::apply(FIELD_MANAGER).force();
     let written = api
         .patch(ROUTES_CONFIG_MAP, &parameters, &Patch::Apply(manifest))
@@ -163,6 +163,7 @@ async fn write(
         foreign: live::Foreign::default(),
         keys,
         immutable: false,
+        ending: false,
     };
     memory.config_map.written(over, Some(live));
     Ok(())
@@ -228,5 +229,10 @@ mod tests {
             Plan::Delete
         );
         assert_eq!(plan(Some(&damaged), None, empty, false), Plan::Delete);
+        let ending = Live {
+            ending: true,
+            ..exact("want", 2)
+        };
+        assert_eq!(plan(Some(&ending), None, empty, false), Plan::Keep);
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Live {
     pub(crate) keys: (bool, bool),
     /// It cannot be changed, only deleted.
     pub(crate) immutable: bool,
+    /// It is deleted and waits for somebody's finalizer.
+    pub(crate) ending: bool,
 }
 
 /// Keys of `data` and `binaryData` that are not ours. Readers want a table to be the only file.
@@ -47,15 +49,18 @@ impl Foreign {
         self.data.is_empty() && self.binary.is_empty()
     }
 
-    /// A merge patch that takes them away.
-    pub(crate) fn removal(&self, version: Option<&str>) -> Value {
-        let nothing = |keys: &BTreeSet<String>| -> Value {
-            keys.iter().map(|key| (key.clone(), Value::Null)).collect()
+    /// A merge patch that takes them away and makes the rest what `manifest` says, so that no reader sees a ConfigMap
+    /// with less or more than one table.
+    pub(crate) fn removal(&self, manifest: &ConfigMap) -> Value {
+        let with = |keys: &BTreeSet<String>, kept: Value| -> Value {
+            let gone = keys.iter().map(|key| (key.clone(), Value::Null));
+            let kept = kept.as_object().cloned().unwrap_or_default();
+            gone.chain(kept).collect()
         };
         json!({
-            "metadata": {"resourceVersion": version},
-            "data": nothing(&self.data),
-            "binaryData": nothing(&self.binary),
+            "metadata": manifest.metadata,
+            "data": with(&self.data, json!(manifest.data)),
+            "binaryData": with(&self.binary, json!(manifest.binary_data)),
         })
     }
 }
@@ -86,16 +91,14 @@ impl Live {
             foreign,
             keys,
             immutable,
+            ending: config_map.metadata.deletion_timestamp.is_some(),
         }
     }
 
-    /// Keys that would stay beside a table of this form when it is applied. The key of the other form is ours, and goes
-    /// by itself, unless somebody else wrote it.
+    /// Keys that would stay beside a table of this form when it is applied. The key of the other form too: whoever
+    /// applied the same value owns it as well, and then it does not go with us.
     pub(crate) fn strays(&self, table: &Encoded) -> Foreign {
         let mut strays = self.foreign.clone();
-        if self.exact.is_some() {
-            return strays;
-        }
         match (table, self.keys) {
             (Encoded::Json(_), (_, true)) => {
                 strays.binary.insert(GZIP_KEY.to_owned());
@@ -213,8 +216,9 @@ mod tests {
                 .insert("x.json".into(), "{}".into());
         });
         assert!(more.exact.is_none() && !more.foreign.is_empty());
-        let removal = more.foreign.removal(Some("5"));
-        assert_eq!(removal["data"], json!({"x.json": null}));
+        let removal = more.foreign.removal(&written().0);
+        assert_eq!(removal["data"]["x.json"], Value::Null);
+        assert!(removal["data"][JSON_KEY].is_string());
         assert_eq!(removal["metadata"]["resourceVersion"], "5");
         let immutable = edit(|it| it.immutable = Some(true));
         assert!(immutable.exact.is_none() && immutable.immutable);
@@ -227,7 +231,8 @@ mod tests {
         assert!(!other.strays(&Encoded::Json(Vec::new())).is_empty());
         assert!(other.strays(&Encoded::Gzip(Vec::new())).is_empty());
         let ours = Live::read(&written().0);
-        assert!(ours.strays(&Encoded::Gzip(Vec::new())).is_empty());
+        assert!(ours.strays(&Encoded::Json(Vec::new())).is_empty());
+        assert!(!ours.strays(&Encoded::Gzip(Vec::new())).is_empty());
         let mut changed = written().0;
         text(&mut changed, "\"team\"", "\"other\"");
         assert!(Live::read(&changed).exact.is_none());

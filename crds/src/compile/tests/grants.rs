@@ -154,3 +154,59 @@ fn a_refused_route_claims_nothing() {
         [Reason::InvalidUpstream, Reason::Accepted]
     );
 }
+
+#[test]
+fn who_may_answer_for_a_granted_origin_is_its_providers_to_say() {
+    let authority = || {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.self_signed(&key).unwrap().pem()
+    };
+    let (own, theirs) = (authority(), authority());
+    let upstream = |pem: &str| json!({"url": "https://h.example", "caBundle": pem});
+    let routes = [route(
+        "r",
+        json!({"provider": "p", "upstream": upstream(&own)}),
+    )];
+    let allow = ClusterGrants {
+        inline_upstreams: InlineUpstreams::Allow,
+        ..ClusterGrants::default()
+    };
+    let plain = json!({"url": "https://h.example"});
+    for (given, grants, expected) in [
+        (
+            plain.clone(),
+            cluster(ClusterGrants::default()),
+            Reason::OriginNotGranted,
+        ),
+        (
+            upstream(&theirs),
+            cluster(ClusterGrants::default()),
+            Reason::OriginNotGranted,
+        ),
+        (
+            upstream(&own),
+            cluster(ClusterGrants::default()),
+            Reason::Accepted,
+        ),
+        (plain.clone(), cluster(allow), Reason::Accepted),
+        (plain, Grants::Local, Reason::Accepted),
+    ] {
+        let providers = [provider("p", json!({"upstream": given}))];
+        let compiled = compile(&routes, &providers, &grants);
+        assert_eq!(reasons(&compiled), [expected], "{grants:?}");
+    }
+}
+
+#[test]
+fn routes_of_a_provider_that_cannot_be_read_wait() {
+    let grants = ClusterGrants {
+        inline_upstreams: InlineUpstreams::Allow,
+        unreadable_providers: ["p".to_owned()].into(),
+        ..ClusterGrants::default()
+    };
+    let other = json!({"provider": "q", "upstream": {"url": "https://h.example"}});
+    let routes = [route("r", minimal("t")), route("s", other)];
+    let compiled = compile(&routes, NOBODY, &cluster(grants));
+    assert_eq!(reasons(&compiled), [Reason::InvalidValue, Reason::Accepted]);
+}

@@ -92,8 +92,9 @@ fn judge_system(spec: &PodSpec, findings: &mut Findings) {
     }
 }
 
-/// A pod may say itself where a name leads. Whoever answers there is known by a certificate, or, where the control plane
-/// is reached in clear text, by nothing: then the pod's owner could receive what the sidecar shows to it.
+/// A pod may say itself where a name leads. Whoever answers there is known by a certificate; or by nothing, where the
+/// control plane is reached in clear text, or by what a ConfigMap of the pod's namespace says: then the pod's owner could
+/// receive what the sidecar shows to it.
 fn judge_names(spec: &PodSpec, config: &InjectConfig, findings: &mut Findings) {
     let Some(host) = config.control.url.host_str() else {
         return;
@@ -108,7 +109,7 @@ fn judge_names(spec: &PodSpec, config: &InjectConfig, findings: &mut Findings) {
     {
         findings.refuse("spec.hostAliases", &why);
     }
-    if !config.control.insecure {
+    if !config.control.insecure && config.ca_config_map.is_none() {
         return;
     }
     if spec.hostname.as_ref().is_some_and(is_host) {
