@@ -36,6 +36,7 @@ pub mod script;
 pub mod sidecar;
 pub mod tinyproxy;
 pub mod tls;
+pub mod turn;
 pub mod upstream;
 pub mod wait;
 pub mod wire;

@@ -9,24 +9,23 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Deref;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use nexus_tests::admission::{Calls, Creator};
 use nexus_tests::apiserver::Cluster;
-use nexus_tests::caller::Caller;
-use nexus_tests::forwarder::Forwarder;
-use nexus_tests::operator::{Installation, NAMESPACE};
+use nexus_tests::operator::NAMESPACE;
 use nexus_tests::tls::{Authority, Leaf};
+use nexus_tests::turn::Turn;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
-use tokio::sync::{Mutex, MutexGuard};
 use tokio_rustls::TlsConnector;
 
 const SECRETS: [&str; 2] = ["nexus-operator-ca", "nexus-operator-webhook-tls"];
@@ -40,33 +39,20 @@ const SHORT: [&str; 4] = [
 ];
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// The names of Secrets and webhook configurations are the cluster's, so tests take turns.
-struct Scene {
-    cluster: &'static Cluster,
-    admin: Caller,
-    forwarder: &'static Forwarder,
-    installation: &'static Installation,
-    _turn: MutexGuard<'static, ()>,
+/// The names of Secrets and webhook configurations are the cluster's.
+struct Scene(Turn);
+
+impl Deref for Scene {
+    type Target = Turn;
+
+    fn deref(&self) -> &Turn {
+        &self.0
+    }
 }
 
 impl Scene {
     async fn new() -> Self {
-        static TURN: Mutex<()> = Mutex::const_new(());
-        static INSTALLED: OnceLock<(Forwarder, Installation)> = OnceLock::new();
-        let turn = TURN.lock().await;
-        let cluster = Cluster::shared();
-        let (forwarder, installation) = INSTALLED.get_or_init(|| {
-            let forwarder = Forwarder::start();
-            let installation = Installation::behind(cluster, &[], forwarder.port());
-            (forwarder, installation)
-        });
-        let scene = Self {
-            cluster,
-            admin: Caller::new(cluster.client().await),
-            forwarder,
-            installation,
-            _turn: turn,
-        };
+        let scene = Self(Turn::behind_forwarder(&[]).await);
         for secret in SECRETS {
             scene.admin.delete(&secret_path(secret), &Value::Null).await;
         }
@@ -184,7 +170,7 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
     let scene = Scene::new().await;
     let namespace = scene.cluster.namespace("rotation");
     let port = free_port();
-    scene.forwarder.lead_to(&[port]);
+    scene.forwarder().lead_to(&[port]);
     let operator = scene.installation.start_with("operator-0", port, &SHORT);
     let first = scene.bundle().await;
     assert_eq!(first.len(), 1);
@@ -234,7 +220,7 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
     assert!(calls.admitted - before.admitted >= created);
     assert!(authorities.len() >= 2, "{}", authorities.len());
     assert!(leaves.len() >= 3, "{}", leaves.len());
-    let connections = scene.forwarder.connections(port);
+    let connections = scene.forwarder().connections(port);
     assert!(
         connections >= leaves.len(),
         "{connections} connections of the API server for {} certificates",
@@ -256,7 +242,7 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
 async fn replicas_that_start_at_once_agree() {
     let scene = Scene::new().await;
     let ports = [free_port(), free_port()];
-    scene.forwarder.lead_to(&ports);
+    scene.forwarder().lead_to(&ports);
     let operators = ["operator-0", "operator-1"].into_iter().zip(ports);
     let operators: Vec<_> = operators
         .map(|(identity, port)| scene.installation.spawn(identity, port, &[]))
@@ -291,7 +277,7 @@ async fn replicas_that_start_at_once_agree() {
 async fn a_bundle_that_somebody_overwrites_is_put_back() {
     let scene = Scene::new().await;
     let port = free_port();
-    scene.forwarder.lead_to(&[port]);
+    scene.forwarder().lead_to(&[port]);
     let _operator = scene.installation.start_with("operator-0", port, &[]);
     let bundle = scene.bundle().await;
     let other = BASE64_STANDARD.encode(Authority::new().pem());
@@ -322,7 +308,7 @@ async fn secrets_that_somebody_damages_are_repaired_while_pods_are_created() {
     let scene = Scene::new().await;
     let namespace = scene.cluster.namespace("damage");
     let port = free_port();
-    scene.forwarder.lead_to(&[port]);
+    scene.forwarder().lead_to(&[port]);
     let before = Calls::of(scene.cluster);
     let arguments = ["--ca-publish-before=2s", "--ca-keep-after=2s"];
     let operator = scene

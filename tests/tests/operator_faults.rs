@@ -9,51 +9,45 @@
 )]
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use nexus_tests::admission::annotated;
-use nexus_tests::apiserver::Cluster;
 use nexus_tests::caller::Caller;
 use nexus_tests::connection;
 use nexus_tests::controlled::{condition, provider, route, table};
-use nexus_tests::operator::{Installation, Operator};
+use nexus_tests::operator::Operator;
 use nexus_tests::raw::Message;
+use nexus_tests::turn::Turn;
 use nexus_tests::upstream::{Refusal, Upstream};
 use nexus_tests::wire;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard};
 
 const LIMIT: Duration = Duration::from_mins(1);
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const PROVIDERS: &str = "/apis/nexus.io/v1alpha1/nexusproviders";
 const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 
-/// Every test stops and starts the operator, so they take turns.
+/// A turn, and a namespace for it.
 struct Scene {
-    cluster: &'static Cluster,
-    admin: Caller,
-    installation: &'static Installation,
+    turn: Turn,
     namespace: String,
-    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for Scene {
+    type Target = Turn;
+
+    fn deref(&self) -> &Turn {
+        &self.turn
+    }
 }
 
 impl Scene {
     async fn new(prefix: &str) -> Self {
-        static TURN: Mutex<()> = Mutex::const_new(());
-        static INSTALLED: OnceLock<Installation> = OnceLock::new();
-        let turn = TURN.lock().await;
-        let cluster = Cluster::shared();
-        let installation = INSTALLED.get_or_init(|| Installation::new(cluster, &[]));
-        let namespace = cluster.namespace(prefix);
-        cluster.apply(&provider(&namespace).to_string()).ok();
-        Self {
-            cluster,
-            admin: Caller::new(cluster.client().await),
-            installation,
-            namespace,
-            _turn: turn,
-        }
+        let turn = Turn::new(&[]).await;
+        let namespace = turn.cluster.namespace(prefix);
+        turn.cluster.apply(&provider(&namespace).to_string()).ok();
+        Self { turn, namespace }
     }
 
     fn start(&self) -> Operator {

@@ -8,17 +8,14 @@
     reason = "a test fails by panicking"
 )]
 
-use std::sync::OnceLock;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use nexus_tests::admission::{Calls, Creator};
-use nexus_tests::apiserver::Cluster;
-use nexus_tests::caller::Caller;
 use nexus_tests::connection;
-use nexus_tests::forwarder::Forwarder;
-use nexus_tests::operator::{Installation, NAMESPACE, Operator};
+use nexus_tests::operator::{NAMESPACE, Operator};
+use nexus_tests::turn::Turn;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard};
 
 const LIMIT: Duration = Duration::from_mins(1);
 /// Short, so that a takeover is soon.
@@ -28,37 +25,21 @@ const RETRY: Duration = Duration::from_millis(480);
 /// For a busy machine: processes and the API server need their turns too.
 const SLACK: Duration = Duration::from_millis(1500);
 
-/// The Lease is the cluster's, so tests take turns.
-struct Scene {
-    cluster: &'static Cluster,
-    admin: Caller,
-    forwarder: &'static Forwarder,
-    installation: &'static Installation,
-    _turn: MutexGuard<'static, ()>,
+/// The Lease is the cluster's.
+struct Scene(Turn);
+
+impl Deref for Scene {
+    type Target = Turn;
+
+    fn deref(&self) -> &Turn {
+        &self.0
+    }
 }
 
 impl Scene {
     async fn new() -> Self {
-        static TURN: Mutex<()> = Mutex::const_new(());
-        static INSTALLED: OnceLock<(Forwarder, Installation)> = OnceLock::new();
-        let turn = TURN.lock().await;
-        let cluster = Cluster::shared();
-        let (forwarder, installation) = INSTALLED.get_or_init(|| {
-            let forwarder = Forwarder::start();
-            let installation = Installation::behind(
-                cluster,
-                &[("routes.inlineUpstreams", "allow")],
-                forwarder.port(),
-            );
-            (forwarder, installation)
-        });
-        let scene = Self {
-            cluster,
-            admin: Caller::new(cluster.client().await),
-            forwarder,
-            installation,
-            _turn: turn,
-        };
+        let values = [("routes.inlineUpstreams", "allow")];
+        let scene = Self(Turn::behind_forwarder(&values).await);
         scene.admin.delete(&lease_path(), &Value::Null).await;
         scene
     }
@@ -80,7 +61,7 @@ impl Scene {
         let first = self.start("operator-0");
         self.led_by("operator-0", LIMIT).await;
         let second = self.start("operator-1");
-        self.forwarder.lead_to(&[first.port, second.port]);
+        self.forwarder().lead_to(&[first.port, second.port]);
         [first, second]
     }
 
@@ -141,7 +122,7 @@ async fn a_killed_leader_is_replaced_within_the_lease_time_and_once() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     assert_eq!(scene.lease().await, (first.identity.clone(), transitions));
 
-    scene.forwarder.lead_to(&[second.port]);
+    scene.forwarder().lead_to(&[second.port]);
     first.operator.kill();
     let killed = Instant::now();
     let namespace = scene.cluster.namespace("takeover");
@@ -198,7 +179,7 @@ async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
     let scene = Scene::new().await;
     let [mut first, second] = scene.two().await;
     let (_, transitions) = scene.lease().await;
-    scene.forwarder.lead_to(&[second.port]);
+    scene.forwarder().lead_to(&[second.port]);
     first.operator.terminate();
     let taken = scene.led_by(&second.identity, LIMIT).await;
     assert!(taken < RETRY + SLACK, "{taken:?}");
@@ -227,7 +208,7 @@ async fn a_leader_that_was_frozen_gives_way_when_it_runs_on() {
     };
     until(&connection(2)).await;
 
-    scene.forwarder.lead_to(&[second.port]);
+    scene.forwarder().lead_to(&[second.port]);
     first.operator.freeze();
     scene.led_by(&second.identity, LIMIT).await;
     let path = format!("{routes}/frozen");
@@ -263,7 +244,7 @@ async fn a_rolling_restart_of_both_replicas_refuses_no_pod() {
     let start = Instant::now();
     while replicas
         .iter()
-        .any(|it| scene.forwarder.connections(it.port) == 0)
+        .any(|it| scene.forwarder().connections(it.port) == 0)
     {
         assert!(start.elapsed() < LIMIT, "one replica is never asked");
         tokio::time::sleep(Duration::from_millis(50)).await;
@@ -273,7 +254,7 @@ async fn a_rolling_restart_of_both_replicas_refuses_no_pod() {
         let mut old = std::mem::replace(&mut replicas[round], new);
         let ports = replicas.each_ref().map(|it| it.port);
         // As a Service does it: no new connections any more, then SIGTERM (after preStop); old ones go on.
-        scene.forwarder.lead_to(&ports);
+        scene.forwarder().lead_to(&ports);
         tokio::time::sleep(Duration::from_millis(500)).await;
         old.operator.terminate();
         let (status, log) = old.operator.wait();

@@ -10,17 +10,16 @@
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::OnceLock;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use nexus_crds::names::ROUTES_CONFIG_MAP;
-use nexus_tests::apiserver::{Audit, Call, Cluster};
-use nexus_tests::caller::Caller;
+use nexus_tests::apiserver::{Audit, Call};
 use nexus_tests::controlled::{condition, file, provider, route, table};
-use nexus_tests::operator::{Installation, Operator};
+use nexus_tests::operator::Operator;
 use nexus_tests::sidecar;
+use nexus_tests::turn::Turn;
 use serde_json::{Value, json};
-use tokio::sync::{Mutex, MutexGuard};
 use tokio::task::JoinSet;
 
 /// How long anything may take on a busy machine.
@@ -34,31 +33,22 @@ const QUIET: Duration = Duration::from_secs(3);
 const ROUTES: &str = "/apis/nexus.io/v1alpha1/nexusroutes";
 const PROVIDER: &str = "shop";
 
-/// Every test needs the operator for itself, so they take turns.
-struct Scene {
-    cluster: &'static Cluster,
-    admin: Caller,
-    installation: &'static Installation,
-    _turn: MutexGuard<'static, ()>,
+/// Every test needs the operator for itself.
+struct Scene(Turn);
+
+impl Deref for Scene {
+    type Target = Turn;
+
+    fn deref(&self) -> &Turn {
+        &self.0
+    }
 }
 
 impl Scene {
     async fn new() -> Self {
-        static TURN: Mutex<()> = Mutex::const_new(());
-        static INSTALLED: OnceLock<Installation> = OnceLock::new();
-        let turn = TURN.lock().await;
-        let cluster = Cluster::shared();
-        let installation = INSTALLED.get_or_init(|| {
-            let installation = Installation::new(cluster, &[("routes.inlineUpstreams", "allow")]);
-            cluster.apply(&provider(PROVIDER).to_string()).ok();
-            installation
-        });
-        Self {
-            cluster,
-            admin: Caller::new(cluster.client().await),
-            installation,
-            _turn: turn,
-        }
+        let scene = Self(Turn::new(&[("routes.inlineUpstreams", "allow")]).await);
+        scene.cluster.apply(&provider(PROVIDER).to_string()).ok();
+        scene
     }
 
     /// Starts the operator, and waits until it writes.

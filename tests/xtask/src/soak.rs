@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use crate::ci;
-use crate::step::{cargo, run, step};
+use crate::step::{cargo, command, run, step, target};
 
 /// Builds the sidecar unless one is given, and runs the soak against it.
 pub(crate) fn soak(minutes: u64, seed: u64, binary: Option<PathBuf>) -> anyhow::Result<()> {
@@ -13,18 +13,12 @@ pub(crate) fn soak(minutes: u64, seed: u64, binary: Option<PathBuf>) -> anyhow::
         ci::build_release()?;
         ci::release()
     };
+    // As the tests are built: alone, its dependencies would be built once more with other features.
+    let build = ["build", "--workspace", "--bin", "soak"];
+    step("soak build", || run(&mut cargo(&build)))?;
     let (minutes, seed) = (minutes.to_string(), seed.to_string());
+    let arguments = ["--minutes", &minutes, "--seed", &seed];
     step("soak", || {
-        let arguments = [
-            "run",
-            "--quiet",
-            "--package",
-            "nexus-tests",
-            "--bin",
-            "soak",
-        ];
-        run(cargo(&arguments)
-            .args(["--", "--minutes", &minutes, "--seed", &seed])
-            .env("NEXUS_SIDECAR_BIN", &binary))
+        run(command(target().join("debug/soak"), &arguments).env("NEXUS_SIDECAR_BIN", &binary))
     })
 }
