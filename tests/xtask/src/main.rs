@@ -10,6 +10,7 @@ mod generate;
 mod soak;
 mod step;
 mod tool;
+mod values;
 
 use std::path::PathBuf;
 
