@@ -19,7 +19,7 @@ pub struct Turn {
     /// The chart.
     pub installation: &'static Installation,
     forwarder: Option<&'static Forwarder>,
-    _turn: MutexGuard<'static, ()>,
+    _guard: MutexGuard<'static, ()>,
 }
 
 impl Turn {
@@ -59,7 +59,7 @@ impl Turn {
             admin: Caller::new(cluster.client().await),
             installation,
             forwarder: forwarder.as_ref(),
-            _turn: turn,
+            _guard: turn,
         }
     }
 

@@ -10,7 +10,7 @@ use nexus_tests::operator;
 use serde_json::{Value, json};
 
 /// Sets of values that differ in what is rendered.
-const VARIANTS: [&[(&str, &str)]; 6] = [
+const VARIANTS: [&[(&str, &str)]; 7] = [
     &[],
     &[("sidecar.auth", "token")],
     &[
@@ -50,6 +50,15 @@ const VARIANTS: [&[(&str, &str)]; 6] = [
         ("policies.enabled", "false"),
         ("policies.warnings", "false"),
         ("rbac.userRoles", "false"),
+        ("crds.keep", "false"),
+    ],
+    &[
+        ("metrics.serviceMonitor.enabled", "true"),
+        ("metrics.serviceMonitor.interval", "30s"),
+        ("metrics.podMonitor.enabled", "true"),
+        ("metrics.podMonitor.labels.release", "prometheus"),
+        ("metrics.dashboard.enabled", "true"),
+        ("networkPolicy.enabled", "true"),
     ],
 ];
 
@@ -170,8 +179,11 @@ fn the_api_server_takes_every_object_that_it_renders() {
         .ok();
     for values in VARIANTS {
         let mut items = chart::render(values);
-        // Kinds of cert-manager, which is not here.
-        items.retain(|object| object["apiVersion"] != "cert-manager.io/v1");
+        // Kinds of cert-manager and of the Prometheus operator, which are not here.
+        items.retain(|object| {
+            let version = object["apiVersion"].as_str().unwrap();
+            !["cert-manager.io/v1", "monitoring.coreos.com/v1"].contains(&version)
+        });
         let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
         let answer = cluster.kubectl_with(
             &[
@@ -278,6 +290,27 @@ fn images_are_of_registry_tag_and_digest() {
         let rest = repository.strip_prefix(known).unwrap();
         assert!(rest.starts_with([':', '@']), "{known} {rest}");
     }
+}
+
+#[test]
+fn definitions_are_left_out_or_left_behind_as_told() {
+    let definitions = |values: &[(&str, &str)]| -> Vec<Value> {
+        let objects = chart::render(values);
+        chart::of_kind(&objects, "CustomResourceDefinition")
+            .into_iter()
+            .cloned()
+            .collect()
+    };
+    let policy = |definition: &Value| {
+        definition["metadata"]["annotations"]["helm.sh/resource-policy"].clone()
+    };
+    let kept = definitions(&[]);
+    assert_eq!(kept.len(), 2);
+    assert!(kept.iter().all(|it| policy(it) == "keep"));
+    let gone = definitions(&[("crds.keep", "false")]);
+    assert_eq!(gone.len(), 2);
+    assert!(gone.iter().all(|it| policy(it).is_null()));
+    assert!(definitions(&[("crds.enabled", "false")]).is_empty());
 }
 
 #[test]

@@ -17,7 +17,6 @@ use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use nexus_tests::admission::{Calls, Creator};
-use nexus_tests::apiserver::Cluster;
 use nexus_tests::operator::NAMESPACE;
 use nexus_tests::tls::{Authority, Leaf};
 use nexus_tests::turn::Turn;

@@ -32,6 +32,8 @@ const ARGUMENTS: [&str; 2] = ["--bound-pods-interval=1s", "--pod-sweep-interval=
 const QUIET: Duration = Duration::from_secs(3);
 const ROUTES: &str = "/apis/nexus.io/v1alpha1/nexusroutes";
 const PROVIDER: &str = "shop";
+/// New routes of a namespace in a round of a burst.
+const PER_ROUND: usize = 10;
 
 /// Every test needs the operator for itself.
 struct Scene(Turn);
@@ -449,60 +451,70 @@ async fn a_hundred_thousand_tenants_of_one_provider_fit_into_two_tables_and_no_m
     scene.clear(&operator, &namespaces).await;
 }
 
+/// One round of a burst: new routes, and of the round before one whose provider is wanted again, one that changes and one
+/// that goes. `expected` becomes what the tables must hold in the end: connection by namespace and provider.
+fn burst(
+    namespaces: &[String],
+    round: usize,
+    random: &mut fastrand::Rng,
+    expected: &mut BTreeMap<(String, String), String>,
+) -> Vec<Request> {
+    let mut requests = Vec::new();
+    for namespace in namespaces {
+        for number in 0..PER_ROUND {
+            let name = format!("api-{round}-{number}");
+            let id = random_id(random);
+            requests.push(Request {
+                method: Method::Post,
+                path: routes_of(namespace),
+                body: route(namespace, &name, &name, &own_upstream(&id)),
+            });
+            expected.insert((namespace.clone(), name), id);
+        }
+        if round > 0 {
+            let before = round - 1;
+            // Younger than the one whose provider it wants too.
+            requests.push(Request {
+                method: Method::Post,
+                path: routes_of(namespace),
+                body: route(
+                    namespace,
+                    &format!("later-{round}"),
+                    &format!("api-{before}-0"),
+                    &json!({"upstream": {"url": "https://other.example.com"}}),
+                ),
+            });
+            let changed = format!("api-{before}-1");
+            let id = random_id(random);
+            requests.push(Request {
+                method: Method::Merge,
+                path: format!("{}/{changed}", routes_of(namespace)),
+                body: json!({"spec": own_upstream(&id)}),
+            });
+            expected.insert((namespace.clone(), changed), id);
+            let gone = format!("api-{before}-2");
+            requests.push(Request {
+                method: Method::Delete,
+                path: format!("{}/{gone}", routes_of(namespace)),
+                body: Value::Null,
+            });
+            expected.remove(&(namespace.clone(), gone));
+        }
+    }
+    requests
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_killed_in_the_middle_of_a_burst_ends_where_it_would_have_ended() {
     const NAMESPACES: usize = 10;
-    const PER_NAMESPACE: usize = 40;
     const ROUNDS: usize = 4;
     let scene = Scene::new().await;
     let mut operator = scene.start().await;
     let namespaces = scene.namespaces("burst", NAMESPACES).await;
     let mut random = fastrand::Rng::with_seed(3);
-    // What must be in the tables in the end: connection by namespace and provider.
     let mut expected: BTreeMap<(String, String), String> = BTreeMap::new();
     for round in 0..ROUNDS {
-        let mut requests = Vec::new();
-        for namespace in &namespaces {
-            for number in 0..PER_NAMESPACE / ROUNDS {
-                let name = format!("api-{round}-{number}");
-                let id = random_id(&mut random);
-                requests.push(Request {
-                    method: Method::Post,
-                    path: routes_of(namespace),
-                    body: route(namespace, &name, &name, &own_upstream(&id)),
-                });
-                expected.insert((namespace.clone(), name), id);
-            }
-            if round > 0 {
-                let before = round - 1;
-                // Younger than the one whose provider it wants too.
-                requests.push(Request {
-                    method: Method::Post,
-                    path: routes_of(namespace),
-                    body: route(
-                        namespace,
-                        &format!("later-{round}"),
-                        &format!("api-{before}-0"),
-                        &json!({"upstream": {"url": "https://other.example.com"}}),
-                    ),
-                });
-                let changed = format!("api-{before}-1");
-                let id = random_id(&mut random);
-                requests.push(Request {
-                    method: Method::Merge,
-                    path: format!("{}/{changed}", routes_of(namespace)),
-                    body: json!({"spec": own_upstream(&id)}),
-                });
-                expected.insert((namespace.clone(), changed), id);
-                let gone = format!("api-{before}-2");
-                requests.push(Request {
-                    method: Method::Delete,
-                    path: format!("{}/{gone}", routes_of(namespace)),
-                    body: Value::Null,
-                });
-                expected.remove(&(namespace.clone(), gone));
-            }
-        }
+        let mut requests = burst(&namespaces, round, &mut random, &mut expected);
         // Killed while the second half of each round arrives and the first is being written.
         let late = requests.split_off(requests.len() / 2);
         scene.send(requests).await;

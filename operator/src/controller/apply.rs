@@ -201,6 +201,7 @@ mod tests {
             foreign: live::Foreign::default(),
             keys: (true, false),
             immutable: false,
+            ending: false,
         };
         let (want, empty) = (Some(("want", 2)), ("empty", 2));
         let damaged = Live {
