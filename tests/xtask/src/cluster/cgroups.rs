@@ -17,7 +17,9 @@ const REMOVE_LIMIT: Duration = Duration::from_secs(10);
 /// Makes it, with all that the machine gives to its own.
 pub(super) fn make(name: &str) -> anyhow::Result<()> {
     if Path::new(UNIFIED).exists() {
-        let enable = CONTROLLERS.map(|controller| format!("+{controller}")).join(" ");
+        let enable = CONTROLLERS
+            .map(|controller| format!("+{controller}"))
+            .join(" ");
         write(&Path::new(ROOT).join("cgroup.subtree_control"), &enable)?;
     }
     for hierarchy in hierarchies()? {
@@ -56,7 +58,9 @@ pub(super) fn remove(name: &str) -> anyhow::Result<()> {
 
 /// Cgroups of this name that exist.
 pub(super) fn existing(name: &str) -> anyhow::Result<Vec<PathBuf>> {
-    let folders = hierarchies()?.into_iter().map(|hierarchy| hierarchy.join(name));
+    let folders = hierarchies()?
+        .into_iter()
+        .map(|hierarchy| hierarchy.join(name));
     Ok(folders.filter(|folder| folder.exists()).collect())
 }
 

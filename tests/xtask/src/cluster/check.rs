@@ -43,8 +43,12 @@ pub(super) fn check(node: Node) -> anyhow::Result<()> {
     step("down leaves nothing", || nothing_left(&namespaces))?;
     visitor.wait()?;
     step("down again changes nothing", || nothing_left(&namespaces))?;
-    step("a killed start leaves nothing", || killed_start(&node, &nothing_left))?;
-    step("a killed node leaves nothing", || killed_node(&node, &nothing_left))
+    step("a killed start leaves nothing", || {
+        killed_start(&node, &nothing_left)
+    })?;
+    step("a killed node leaves nothing", || {
+        killed_node(&node, &nothing_left)
+    })
 }
 
 fn unchanged(node: &Node) -> anyhow::Result<()> {
@@ -66,7 +70,10 @@ fn pods(cluster: &Cluster) -> anyhow::Result<()> {
         )?;
     }
     let said = kubectl(cluster, &["logs", "server", "--container=main"], "")?;
-    ensure!(said.trim() == "from the sidecar", "the main container saw: {said}");
+    ensure!(
+        said.trim() == "from the sidecar",
+        "the main container saw: {said}"
+    );
     Ok(())
 }
 
@@ -82,7 +89,11 @@ fn names(cluster: &Cluster) -> anyhow::Result<()> {
 }
 
 fn tokens(cluster: &Cluster) -> anyhow::Result<()> {
-    let token = kubectl(cluster, &["exec", "client", "--", "cat", "/token/token"], "")?;
+    let token = kubectl(
+        cluster,
+        &["exec", "client", "--", "cat", "/token/token"],
+        "",
+    )?;
     for (audience, accepted) in [("nexus-check", true), ("another", false)] {
         let review = json!({
             "apiVersion": "authentication.k8s.io/v1",
@@ -93,10 +104,16 @@ fn tokens(cluster: &Cluster) -> anyhow::Result<()> {
         let status = kubectl(cluster, &create, &review.to_string())?;
         let status: Value = serde_json::from_str(&status)?;
         let authenticated = status["authenticated"].as_bool().unwrap_or(false);
-        ensure!(authenticated == accepted, "a token for nexus-check, reviewed for {audience}: {status}");
+        ensure!(
+            authenticated == accepted,
+            "a token for nexus-check, reviewed for {audience}: {status}"
+        );
         if accepted {
             let user = &status["user"]["username"];
-            ensure!(user == "system:serviceaccount:check:default", "the token is of {user}");
+            ensure!(
+                user == "system:serviceaccount:check:default",
+                "the token is of {user}"
+            );
         }
     }
     Ok(())
@@ -120,7 +137,10 @@ fn killed_start(
     let start = Instant::now();
     while !node.path("log/kube-apiserver.log").exists() {
         ensure!(start.elapsed() < LIMIT, "the node does not start");
-        ensure!(starter.try_wait()?.is_none(), "up ended before the node started");
+        ensure!(
+            starter.try_wait()?.is_none(),
+            "up ended before the node started"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
     starter.kill()?;
@@ -136,11 +156,18 @@ fn killed_node(
     up::up(node)?;
     let namespaces = namespaces(node)?;
     let process = node.process()?;
-    let holder = node.processes()?.into_iter().filter_map(Pid::from_raw).find(|pid| Some(*pid) != process);
+    let holder = node
+        .processes()?
+        .into_iter()
+        .filter_map(Pid::from_raw)
+        .find(|pid| Some(*pid) != process);
     kill_process(holder.context("nothing holds the node")?, Signal::KILL)?;
     let start = Instant::now();
     while status::of_node(node)? != status::Status::Stopped {
-        ensure!(start.elapsed() < LIMIT, "the node goes on without what holds it");
+        ensure!(
+            start.elapsed() < LIMIT,
+            "the node goes on without what holds it"
+        );
         std::thread::sleep(Duration::from_millis(10));
     }
     nothing_left(&namespaces)
@@ -151,7 +178,10 @@ fn namespaces(node: &Node) -> anyhow::Result<BTreeSet<PathBuf>> {
     let process = node.process()?.context("the node does not run")?;
     let own = namespaces_of(std::process::id().cast_signed());
     let namespaces = namespaces_of(process.as_raw_nonzero().get());
-    ensure!(namespaces.is_disjoint(&own), "the node is in a namespace of the machine");
+    ensure!(
+        namespaces.is_disjoint(&own),
+        "the node is in a namespace of the machine"
+    );
     Ok(namespaces)
 }
 

@@ -183,7 +183,10 @@ fn proxy_config(node: &Node) -> Value {
 }
 
 pub(super) fn containerd(node: &Node) -> Component {
-    component("containerd", [option("config", &node.path("containerd.toml"))])
+    component(
+        "containerd",
+        [option("config", &node.path("containerd.toml"))],
+    )
 }
 
 pub(super) fn etcd(node: &Node) -> Component {
@@ -274,7 +277,10 @@ pub(super) fn kubelet(node: &Node) -> Component {
 }
 
 pub(super) fn proxy(node: &Node) -> Component {
-    component("kube-proxy", [option("config", &node.path("kube-proxy.json"))])
+    component(
+        "kube-proxy",
+        [option("config", &node.path("kube-proxy.json"))],
+    )
 }
 
 fn component<const N: usize>(name: &'static str, arguments: [String; N]) -> Component {

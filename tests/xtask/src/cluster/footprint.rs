@@ -42,11 +42,18 @@ impl Footprint {
         let mounts = std::fs::read_to_string("/proc/self/mounts").context("cannot list mounts")?;
         parts.insert("mounts".to_owned(), lines(&mounts));
         let devices = std::fs::read_dir("/sys/class/net").context("cannot list network devices")?;
-        let devices = devices.map(|entry| Ok(entry?.path())).collect::<anyhow::Result<Vec<_>>>()?;
+        let devices = devices
+            .map(|entry| Ok(entry?.path()))
+            .collect::<anyhow::Result<Vec<_>>>()?;
         parts.insert("network devices".to_owned(), names(devices));
-        parts.insert("cgroups".to_owned(), names(cgroups::existing(&node.cgroup())?));
+        parts.insert(
+            "cgroups".to_owned(),
+            names(cgroups::existing(&node.cgroup())?),
+        );
         let folders = FIXED_FOLDERS.iter().chain(&FOLDERS).map(PathBuf::from);
-        let folders = folders.chain([node.path("")]).filter(|folder| folder.exists());
+        let folders = folders
+            .chain([node.path("")])
+            .filter(|folder| folder.exists());
         parts.insert("folders".to_owned(), names(folders.collect()));
         for setting in SETTINGS {
             let value = std::fs::read_to_string(Path::new("/proc/sys").join(setting));
@@ -61,13 +68,23 @@ impl Footprint {
         let mut differences = Vec::new();
         for (name, before) in &self.0 {
             let now = now.0.get(name).unwrap_or(before);
-            differences.extend(now.difference(before).map(|new| format!("{name}: new: {new}")));
-            differences.extend(before.difference(now).map(|old| format!("{name}: gone: {old}")));
+            differences.extend(
+                now.difference(before)
+                    .map(|new| format!("{name}: new: {new}")),
+            );
+            differences.extend(
+                before
+                    .difference(now)
+                    .map(|old| format!("{name}: gone: {old}")),
+            );
         }
         if differences.is_empty() {
             return Ok(());
         }
-        bail!("the machine is not as it was:\n- {}", differences.join("\n- "))
+        bail!(
+            "the machine is not as it was:\n- {}",
+            differences.join("\n- ")
+        )
     }
 }
 
@@ -78,7 +95,11 @@ fn iptables() -> anyhow::Result<BTreeSet<String>> {
         .output()
         .context("cannot start iptables-save")?;
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text.lines().filter(|line| line.starts_with("-A")).map(str::to_owned).collect())
+    Ok(text
+        .lines()
+        .filter(|line| line.starts_with("-A"))
+        .map(str::to_owned)
+        .collect())
 }
 
 /// Namespaces that a process is in, by their kinds.
@@ -89,11 +110,12 @@ pub(super) fn namespaces_of(pid: i32) -> BTreeSet<PathBuf> {
         .collect()
 }
 
-/// Fails if a process is left in one of these namespaces.
+/// Fails if a process is left in one of these namespaces. One that ended does not count, though its parent may be slow
+/// to notice; it has no executable any more.
 pub(super) fn nobody_is_in(namespaces: &BTreeSet<PathBuf>) -> anyhow::Result<()> {
     for pid in all_processes()? {
-        let shared = namespaces_of(pid).intersection(namespaces).count();
-        if shared > 0 {
+        let runs = std::fs::read_link(format!("/proc/{pid}/exe")).is_ok();
+        if runs && !namespaces_of(pid).is_disjoint(namespaces) {
             bail!("process {pid} is left in a namespace of the node");
         }
     }

@@ -139,7 +139,11 @@ fn start(node: &Node, programs: &Path) -> anyhow::Result<BTreeMap<u32, &'static 
     starting.run(components::etcd(node))?;
     starting.run(components::apiserver(node))?;
     let containerd = ["--address", CONTAINERD, "--namespace", "k8s.io"];
-    starting.until("containerd", "ctr", &[&containerd[..], &["version"]].concat())?;
+    starting.until(
+        "containerd",
+        "ctr",
+        &[&containerd[..], &["version"]].concat(),
+    )?;
     for file in images::files(&node.path("images"))? {
         must(
             starting

@@ -61,7 +61,10 @@ pub(super) fn prepare(node: &Node) -> anyhow::Result<Machine> {
     }
     match found.machine {
         Some(machine) if problems.is_empty() => Ok(machine),
-        _ => bail!("this machine cannot run a cluster:\n- {}", problems.join("\n- ")),
+        _ => bail!(
+            "this machine cannot run a cluster:\n- {}",
+            problems.join("\n- ")
+        ),
     }
 }
 
@@ -78,9 +81,11 @@ fn find() -> Found {
         .filter(|(program, _)| on_path(program).is_none())
         .map(|(_, package)| *package)
         .collect();
-    let plugins = PLUGIN_FOLDERS
-        .into_iter()
-        .find(|folder| PLUGINS.iter().all(|plugin| Path::new(folder).join(plugin).exists()));
+    let plugins = PLUGIN_FOLDERS.into_iter().find(|folder| {
+        PLUGINS
+            .iter()
+            .all(|plugin| Path::new(folder).join(plugin).exists())
+    });
     if plugins.is_none() {
         missing.push(PLUGINS_PACKAGE);
     }
@@ -111,15 +116,26 @@ fn install(packages: &[&str]) -> anyhow::Result<()> {
     }
     step("programs the node is made with", || {
         run(&mut command("apt-get", &["update"]))?;
-        run(command("apt-get", &["install", "--yes", "--no-install-recommends"])
-            .args(packages)
-            .env("DEBIAN_FRONTEND", "noninteractive"))
+        run(
+            command("apt-get", &["install", "--yes", "--no-install-recommends"])
+                .args(packages)
+                .env("DEBIAN_FRONTEND", "noninteractive"),
+        )
     })
 }
 
 /// What the kernel, or a container around us, does not let us do.
 fn kernel_problems(node: &Node) -> anyhow::Result<Vec<String>> {
-    let namespaces = ["--net", "--mount", "--pid", "--ipc", "--uts", "--fork", "--mount-proc", "true"];
+    let namespaces = [
+        "--net",
+        "--mount",
+        "--pid",
+        "--ipc",
+        "--uts",
+        "--fork",
+        "--mount-proc",
+        "true",
+    ];
     let mut problems = Vec::new();
     let mut try_one = |what: &str, trial: &mut Command| match trial.output() {
         Ok(output) if output.status.success() => {}
@@ -136,7 +152,9 @@ fn kernel_problems(node: &Node) -> anyhow::Result<Vec<String>> {
     let network = |script: &str| command("unshare", &["--net", "sh", "-ec", script]);
     try_one(
         "bridges and pairs of network devices cannot be made",
-        &mut network("ip link add name pods type bridge; ip link add name pod type veth peer name pair"),
+        &mut network(
+            "ip link add name pods type bridge; ip link add name pod type veth peer name pair",
+        ),
     );
     try_one(
         "iptables does not do what kube-proxy needs",
@@ -148,16 +166,23 @@ fn kernel_problems(node: &Node) -> anyhow::Result<Vec<String>> {
     );
     try_one(
         "bridges do not ask iptables: modprobe br_netfilter",
-        &mut network("test -e /proc/sys/net/bridge/bridge-nf-call-iptables || { echo no br_netfilter >&2; exit 1; }"),
+        &mut network(
+            "test -e /proc/sys/net/bridge/bridge-nf-call-iptables || { echo no br_netfilter >&2; exit 1; }",
+        ),
     );
     let parent = node.path("");
     let parent = parent.parent().unwrap_or(Path::new("/"));
     std::fs::create_dir_all(parent)?;
-    let trial = tempfile::Builder::new().prefix(".overlay-").tempdir_in(parent)?;
+    let trial = tempfile::Builder::new()
+        .prefix(".overlay-")
+        .tempdir_in(parent)?;
     let overlay = "mkdir lower upper work merged
         mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work overlay merged";
     try_one(
-        &format!("overlay file systems cannot be on {}: choose another --folder", parent.display()),
+        &format!(
+            "overlay file systems cannot be on {}: choose another --folder",
+            parent.display()
+        ),
         command("unshare", &["--mount", "sh", "-ec", overlay]).current_dir(trial.path()),
     );
     if let Err(error) = cgroups::usable(&node.cgroup()) {

@@ -28,9 +28,16 @@ pub(crate) struct Node {
 impl Node {
     /// The one that lives in `folder`, which need not exist.
     pub(crate) fn at(folder: &Path) -> anyhow::Result<Self> {
-        let folder = std::path::absolute(folder)?;
-        if folder.to_str().is_none_or(|path| path.contains(['"', '\n', ':', ','])) {
-            bail!("{} cannot be written into configuration files", folder.display());
+        // One spelling, since it tells one cluster from another.
+        let folder: PathBuf = std::path::absolute(folder)?.components().collect();
+        if folder
+            .to_str()
+            .is_none_or(|path| path.contains(['"', '\n', ':', ',']))
+        {
+            bail!(
+                "{} cannot be written into configuration files",
+                folder.display()
+            );
         }
         Ok(Self { folder })
     }
@@ -48,7 +55,10 @@ impl Node {
     /// The node's cgroup in every hierarchy: one for each folder.
     pub(super) fn cgroup(&self) -> String {
         let digest = Sha256::digest(self.folder.as_os_str().as_bytes());
-        format!("nexus-cluster-{:02x}{:02x}{:02x}", digest[0], digest[1], digest[2])
+        format!(
+            "nexus-cluster-{:02x}{:02x}{:02x}",
+            digest[0], digest[1], digest[2]
+        )
     }
 
     /// Keeps others from starting and ending the node for as long as the file lives.
@@ -107,7 +117,8 @@ impl Node {
         let Some(pid) = self.process()? else {
             bail!("the cluster does not run: start it with `cargo xtask cluster up`");
         };
-        let programs = std::fs::read_link(self.path("programs")).context("the cluster is about to start or to end")?;
+        let programs = std::fs::read_link(self.path("programs"))
+            .context("the cluster is about to start or to end")?;
         let mut command = Command::new("nsenter");
         command
             .arg(format!("--net=/proc/{}/ns/net", pid.as_raw_nonzero()))
@@ -126,10 +137,13 @@ impl Node {
 
     /// The same for who holds the lock.
     pub(super) fn end(&self) -> anyhow::Result<()> {
-        let network = match self.process()? {
-            Some(pid) => network_of(pid.as_raw_nonzero().get()),
-            None => None,
-        };
+        let mut network = None;
+        if let Some(pid) = self.process()? {
+            network = network_of(pid.as_raw_nonzero().get());
+            // First and alone: `unshare` waits for it and then ends by itself, so that no ended process stays listed.
+            kill(pid)?;
+            self.wait_for_end(pid)?;
+        }
         end_all(|| self.processes())?;
         // What `exec` started keeps the machine's processes namespace but would keep the node's network alive.
         if let Some(network) = network {
@@ -147,6 +161,19 @@ impl Node {
         if self.folder.exists() {
             std::fs::remove_dir_all(&self.folder)
                 .with_context(|| format!("cannot remove {}", self.folder.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until a killed process is no longer listed, or there is no `unshare` that could wait for it.
+    fn wait_for_end(&self, pid: Pid) -> anyhow::Result<()> {
+        let listed = PathBuf::from(format!("/proc/{}", pid.as_raw_nonzero()));
+        let start = Instant::now();
+        while listed.exists() && !self.processes()?.is_empty() {
+            if start.elapsed() > END_LIMIT {
+                bail!("process {} does not end", pid.as_raw_nonzero());
+            }
+            std::thread::sleep(Duration::from_millis(5));
         }
         Ok(())
     }
@@ -174,12 +201,16 @@ fn end_all(find: impl Fn() -> anyhow::Result<Vec<i32>>) -> anyhow::Result<()> {
             bail!("processes {found:?} do not end");
         }
         for pid in found.into_iter().filter_map(Pid::from_raw) {
-            match kill_process(pid, Signal::KILL) {
-                Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-                Err(error) => bail!("cannot end process {}: {error}", pid.as_raw_nonzero()),
-            }
+            kill(pid)?;
         }
         std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn kill(pid: Pid) -> anyhow::Result<()> {
+    match kill_process(pid, Signal::KILL) {
+        Ok(()) | Err(rustix::io::Errno::SRCH) => Ok(()),
+        Err(error) => bail!("cannot end process {}: {error}", pid.as_raw_nonzero()),
     }
 }
 
@@ -192,7 +223,11 @@ pub(super) fn network_of(pid: i32) -> Option<PathBuf> {
 pub(super) fn all_processes() -> anyhow::Result<Vec<i32>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").context("cannot list processes")? {
-        if let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) {
+        if let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        {
             found.push(pid);
         }
     }
@@ -206,7 +241,8 @@ fn remove_unused(folder: &Path) -> anyhow::Result<()> {
         return Ok(());
     };
     if file.try_lock().is_ok() && std::fs::read_dir(folder)?.next().is_none() {
-        std::fs::remove_dir(folder).with_context(|| format!("cannot remove {}", folder.display()))?;
+        std::fs::remove_dir(folder)
+            .with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     Ok(())
 }

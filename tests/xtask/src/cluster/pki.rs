@@ -39,7 +39,11 @@ pub(super) fn write(folder: &Path) -> anyhow::Result<()> {
     let node = format!("system:node:{NODE_NAME}");
     authority.server("apiserver", "kube-apiserver", &API_NAMES)?;
     authority.server("kubelet-server", &node, &[NODE_NAME, NODE_ADDRESS])?;
-    authority.client("apiserver-kubelet", "kube-apiserver", Some("system:masters"))?;
+    authority.client(
+        "apiserver-kubelet",
+        "kube-apiserver",
+        Some("system:masters"),
+    )?;
 
     // Signs the tokens of service accounts.
     let accounts = KeyPair::generate()?;
@@ -48,13 +52,21 @@ pub(super) fn write(folder: &Path) -> anyhow::Result<()> {
 
     for (name, user, group) in [
         ("admin", "admin", Some("system:masters")),
-        ("kube-controller-manager", "system:kube-controller-manager", None),
+        (
+            "kube-controller-manager",
+            "system:kube-controller-manager",
+            None,
+        ),
         ("kube-scheduler", "system:kube-scheduler", None),
         ("kube-proxy", "system:kube-proxy", None),
         ("kubelet", &node, Some("system:nodes")),
     ] {
         authority.client(name, user, group)?;
-        keep(folder, &format!("{name}.kubeconfig"), &kubeconfig(folder, name))?;
+        keep(
+            folder,
+            &format!("{name}.kubeconfig"),
+            &kubeconfig(folder, name),
+        )?;
     }
     Ok(())
 }
@@ -63,8 +75,13 @@ impl<'a> Authority<'a> {
     fn new(folder: &'a Path) -> anyhow::Result<Self> {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
-        params.distinguished_name.push(DnType::CommonName, "nexus test cluster");
+        params.key_usages = vec![
+            KeyUsagePurpose::KeyCertSign,
+            KeyUsagePurpose::DigitalSignature,
+        ];
+        params
+            .distinguished_name
+            .push(DnType::CommonName, "nexus test cluster");
         let key = KeyPair::generate()?;
         keep(folder, "ca.key", &key.serialize_pem())?;
         let issuer = CertifiedIssuer::self_signed(params, key)?;
@@ -73,14 +90,29 @@ impl<'a> Authority<'a> {
     }
 
     fn server(&self, file: &str, user: &str, names: &[&str]) -> anyhow::Result<()> {
-        let names = names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let names = names
+            .iter()
+            .map(|name| (*name).to_owned())
+            .collect::<Vec<_>>();
         let params = CertificateParams::new(names)?;
-        self.issue(file, params, user, None, ExtendedKeyUsagePurpose::ServerAuth)
+        self.issue(
+            file,
+            params,
+            user,
+            None,
+            ExtendedKeyUsagePurpose::ServerAuth,
+        )
     }
 
     fn client(&self, file: &str, user: &str, group: Option<&str>) -> anyhow::Result<()> {
         let params = CertificateParams::default();
-        self.issue(file, params, user, group, ExtendedKeyUsagePurpose::ClientAuth)
+        self.issue(
+            file,
+            params,
+            user,
+            group,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        )
     }
 
     fn issue(
@@ -93,7 +125,9 @@ impl<'a> Authority<'a> {
     ) -> anyhow::Result<()> {
         params.distinguished_name.push(DnType::CommonName, user);
         if let Some(group) = group {
-            params.distinguished_name.push(DnType::OrganizationName, group);
+            params
+                .distinguished_name
+                .push(DnType::OrganizationName, group);
         }
         params.extended_key_usages = vec![purpose];
         let key = KeyPair::generate()?;

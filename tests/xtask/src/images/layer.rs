@@ -49,7 +49,8 @@ impl Layer {
             file.read_to_end(&mut content)?;
             Ok::<_, std::io::Error>((content, if executable { 0o755 } else { 0o644 }))
         };
-        let (content, mode) = read().with_context(|| format!("cannot read {}", source.display()))?;
+        let (content, mode) =
+            read().with_context(|| format!("cannot read {}", source.display()))?;
         Ok(self.insert(Path::new(path), Entry::File { content, mode }))
     }
 

@@ -141,3 +141,63 @@ fn architecture() -> &'static str {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Layer;
+    use super::*;
+
+    fn written() -> Vec<u8> {
+        let mut layer = Layer::default();
+        layer.text("etc/motd", "hello\n").link("bin/sh", "busybox");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let image = Image::new("localhost:5000/shell:1").layer(layer);
+        image.entrypoint(["/bin/sh"]).write(file.path()).unwrap();
+        std::fs::read(file.path()).unwrap()
+    }
+
+    #[test]
+    fn the_same_files_make_the_same_bytes() {
+        assert_eq!(written(), written());
+    }
+
+    #[test]
+    fn every_blob_is_found_by_its_digest_from_the_index_down() {
+        let mut files = std::collections::BTreeMap::new();
+        let bytes = written();
+        for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
+            let mut entry = entry.unwrap();
+            let mut content = Vec::new();
+            std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
+            files.insert(entry.path().unwrap().display().to_string(), content);
+        }
+        let blob = |descriptor: &Value| {
+            let digest = descriptor["digest"].as_str().unwrap().replace(':', "/");
+            let content = &files[&format!("blobs/{digest}")];
+            assert_eq!(descriptor["size"], content.len());
+            assert!(digest.ends_with(&Blob::new(content.clone()).digest));
+            content.clone()
+        };
+        let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
+        let named = &index["manifests"][0];
+        assert_eq!(
+            named["annotations"]["org.opencontainers.image.ref.name"],
+            "1"
+        );
+        let manifest: Value = serde_json::from_slice(&blob(named)).unwrap();
+        let config: Value = serde_json::from_slice(&blob(&manifest["config"])).unwrap();
+        assert_eq!(config["config"]["Entrypoint"], json!(["/bin/sh"]));
+        let layer = &manifest["layers"][0];
+        assert_eq!(config["rootfs"]["diff_ids"][0], layer["digest"]);
+        let layer = blob(layer);
+        let mut archive = tar::Archive::new(layer.as_slice());
+        let paths = archive
+            .entries()
+            .unwrap()
+            .map(|entry| entry.unwrap().path().unwrap().display().to_string());
+        assert_eq!(
+            paths.collect::<Vec<_>>(),
+            ["bin", "bin/sh", "etc", "etc/motd"]
+        );
+    }
+}
