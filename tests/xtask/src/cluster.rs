@@ -103,7 +103,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         (Task::Exec { command }, cluster) => exec(&cluster, &command),
         (Task::Up, Cluster::Ours(node)) => up::up(&node).map(|()| ExitCode::SUCCESS),
         (Task::Down, Cluster::Ours(node)) => node.down().map(|()| ExitCode::SUCCESS),
-        (Task::Check, Cluster::Ours(node)) => check::check(node).map(|()| ExitCode::SUCCESS),
+        (Task::Check, Cluster::Ours(node)) => check::check(&node).map(|()| ExitCode::SUCCESS),
         (Task::Node { programs }, Cluster::Ours(node)) => init::run(&node, &programs),
         (_, Cluster::Given(_)) => {
             bail!("only status and exec work on a cluster that was not started here")

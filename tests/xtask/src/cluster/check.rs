@@ -19,17 +19,17 @@ use crate::step::{repository, step};
 const LIMIT: Duration = Duration::from_mins(2);
 
 /// Starts a cluster, proves all of it and ends it.
-pub(super) fn check(node: Node) -> anyhow::Result<()> {
+pub(super) fn check(node: &Node) -> anyhow::Result<()> {
     node.down()?;
-    let before = Footprint::take(&node)?;
+    let before = Footprint::take(node)?;
     let nothing_left = |namespaces: &BTreeSet<PathBuf>| {
         node.down()?;
         nobody_is_in(namespaces)?;
-        before.compare(&Footprint::take(&node)?)
+        before.compare(&Footprint::take(node)?)
     };
     let cluster = Cluster::Ours(node.clone());
-    let done = step("up", || up::up(&node)).and_then(|()| {
-        step("up again changes nothing", || unchanged(&node))?;
+    let done = step("up", || up::up(node)).and_then(|()| {
+        step("up again changes nothing", || unchanged(node))?;
         step("pods run, and a sidecar starts first", || pods(&cluster))?;
         step("a pod finds a Service by its name", || names(&cluster))?;
         step("a token is for its audience only", || tokens(&cluster))
@@ -38,16 +38,16 @@ pub(super) fn check(node: Node) -> anyhow::Result<()> {
         node.down()?;
         return done;
     }
-    let namespaces = namespaces(&node)?;
+    let namespaces = namespaces(node)?;
     let mut visitor = visitor(&cluster)?;
     step("down leaves nothing", || nothing_left(&namespaces))?;
     visitor.wait()?;
     step("down again changes nothing", || nothing_left(&namespaces))?;
     step("a killed start leaves nothing", || {
-        killed_start(&node, &nothing_left)
+        killed_start(node, &nothing_left)
     })?;
     step("a killed node leaves nothing", || {
-        killed_node(&node, &nothing_left)
+        killed_node(node, &nothing_left)
     })
 }
 

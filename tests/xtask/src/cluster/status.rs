@@ -53,7 +53,7 @@ pub(super) fn of_node(node: &Node) -> anyhow::Result<Status> {
     if !node.path("ready").exists() {
         return Ok(Status::NotReady("it is starting".to_owned()));
     }
-    for entry in std::fs::read_dir(node.path("ended"))? {
+    if let Some(entry) = std::fs::read_dir(node.path("ended"))?.next() {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().display();
         let how = std::fs::read_to_string(&path)?;

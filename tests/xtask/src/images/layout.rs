@@ -24,10 +24,15 @@ struct Blob {
 
 impl Blob {
     fn new(content: Vec<u8>) -> Self {
-        let digest = Sha256::digest(&content)
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect();
+        let mut digest = String::new();
+        for byte in Sha256::digest(&content) {
+            let digits = [byte >> 4, byte & 0xf].map(u32::from);
+            digest.extend(
+                digits
+                    .iter()
+                    .filter_map(|digit| char::from_digit(*digit, 16)),
+            );
+        }
         Self { digest, content }
     }
 
