@@ -73,6 +73,7 @@ impl Layer {
         let mut archive = Builder::new(Vec::new());
         for (path, entry) in &self.entries {
             let mut header = Header::new_gnu();
+            header.set_size(0);
             let append = match entry {
                 Entry::Folder { mode } => {
                     header.set_entry_type(EntryType::Directory);
