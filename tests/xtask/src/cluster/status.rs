@@ -61,7 +61,11 @@ pub(super) fn of_node(node: &Node) -> anyhow::Result<Status> {
         let reason = format!("{name} ended with {how}; see {}/{name}.log", log.display());
         return Ok(Status::NotReady(reason));
     }
-    of_cluster(&Cluster::Ours(node.clone()))
+    match of_cluster(&Cluster::Ours(node.clone())) {
+        // It ended while it was asked.
+        Err(_) if node.process()?.is_none() => Ok(Status::Stopped),
+        answer => answer,
+    }
 }
 
 /// Asks the API server for its nodes.
