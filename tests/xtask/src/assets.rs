@@ -1,6 +1,6 @@
 //! The Kubernetes control plane that the operator's tests run against: etcd, kube-apiserver, kube-controller-manager
 //! and kubectl, and helm for the chart. `KUBEBUILDER_ASSETS` names a folder that has them; else they are built once
-//! from their Go modules into the user's cache.
+//! from their Go modules into the user's cache. A cluster with pods takes all of Kubernetes from there, and CoreDNS.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -13,6 +13,8 @@ use crate::step::{command, repository, run, step, succeeds};
 const KUBERNETES: &str = "v1.35.4";
 /// Release of Helm.
 const HELM: &str = "v3.22.0";
+/// Release of CoreDNS; `tests/cluster/dns/go.mod` names the same.
+const COREDNS: &str = "v1.14.7";
 /// Names that the one program is called by.
 const COMPONENTS: [&str; 7] = [
     "etcd",
@@ -51,11 +53,37 @@ impl Assets {
 
 /// Finds or builds them.
 pub(crate) fn assets() -> anyhow::Result<Assets> {
+    let folder = folder_with(&NEEDED)?;
+    let helm = if succeeds(&mut command("helm", &["version"])) {
+        "helm".into()
+    } else {
+        built("helm", HELM, build_helm)?.join("helm")
+    };
+    Ok(Assets { folder, helm })
+}
+
+/// Folder of all components of Kubernetes.
+pub(crate) fn kubernetes() -> anyhow::Result<PathBuf> {
+    folder_with(&COMPONENTS)
+}
+
+/// The program `coredns`: beside the components if it is there, else of the cache.
+pub(crate) fn coredns() -> anyhow::Result<PathBuf> {
+    if let Some(given) = std::env::var_os("KUBEBUILDER_ASSETS") {
+        let program = PathBuf::from(given).join("coredns");
+        if program.exists() {
+            return Ok(program);
+        }
+    }
+    Ok(built("coredns", COREDNS, build_coredns)?.join("coredns"))
+}
+
+fn folder_with(programs: &[&str]) -> anyhow::Result<PathBuf> {
     let folder = match std::env::var_os("KUBEBUILDER_ASSETS") {
         Some(given) => given.into(),
-        None => built("kubernetes", KUBERNETES, kubernetes)?,
+        None => built("kubernetes", KUBERNETES, build_kubernetes)?,
     };
-    for program in NEEDED {
+    for program in programs {
         if !folder.join(program).exists() {
             bail!(
                 "{} has no {program}; unset KUBEBUILDER_ASSETS to have all of them built",
@@ -63,12 +91,7 @@ pub(crate) fn assets() -> anyhow::Result<Assets> {
             );
         }
     }
-    let helm = if succeeds(&mut command("helm", &["version"])) {
-        "helm".into()
-    } else {
-        built("helm", HELM, helm)?.join("helm")
-    };
-    Ok(Assets { folder, helm })
+    Ok(folder)
 }
 
 /// The folder of a program in the cache; `build` fills it if there is none for the version and the sources.
@@ -112,7 +135,7 @@ fn built(
     Ok(folder)
 }
 
-fn kubernetes(folder: &Path) -> anyhow::Result<()> {
+fn build_kubernetes(folder: &Path) -> anyhow::Result<()> {
     // Without these every component takes itself for a development build and names no version.
     let minor = KUBERNETES.split('.').nth(1).unwrap_or_default();
     let flags = [
@@ -137,7 +160,16 @@ fn kubernetes(folder: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn helm(folder: &Path) -> anyhow::Result<()> {
+fn build_coredns(folder: &Path) -> anyhow::Result<()> {
+    let build = ["build", "-trimpath", "-ldflags", "-s -w", "-o"];
+    run(command("go", &build)
+        .arg(folder.join("coredns"))
+        .arg(".")
+        .env("CGO_ENABLED", "0")
+        .current_dir(repository().join("tests/cluster/dns")))
+}
+
+fn build_helm(folder: &Path) -> anyhow::Result<()> {
     let package = format!("helm.sh/helm/v3/cmd/helm@{HELM}");
     run(
         command("go", &["install", "-trimpath", "-ldflags", "-s -w"])

@@ -5,14 +5,17 @@
 mod assets;
 mod ci;
 mod clients;
+mod cluster;
 mod fuzz;
 mod generate;
+mod images;
 mod soak;
 mod step;
 mod tool;
 mod values;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -37,6 +40,8 @@ enum Task {
     /// Finds or builds the Kubernetes control plane and the helm that the operator's tests use, and prints the
     /// variables that `cargo test` needs to find them.
     Assets,
+    /// A Kubernetes of one node with pods that really run, on this machine and out of its way.
+    Cluster(cluster::Arguments),
     /// Everything that must pass before a change lands.
     Ci,
     /// Runs a sidecar for minutes against a control plane that fails, and judges every request that comes out.
@@ -67,8 +72,8 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
-    match Arguments::parse().command {
+fn main() -> anyhow::Result<ExitCode> {
+    let done = match Arguments::parse().command {
         Task::Test { arguments } => ci::test(&arguments),
         Task::Clients => clients::install(),
         Task::Assets => print_assets(),
@@ -80,7 +85,9 @@ fn main() -> anyhow::Result<()> {
         } => soak::soak(minutes, seed, binary),
         Task::Fuzz { seconds, targets } => fuzz::fuzz(seconds, &targets),
         Task::Generate { check } => generate::run(check),
-    }
+        Task::Cluster(arguments) => return cluster::run(arguments),
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool's output")]
