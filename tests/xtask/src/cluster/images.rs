@@ -38,7 +38,7 @@ pub(super) fn write(folder: &Path, busybox: &Path, coredns: &Path) -> anyhow::Re
     Ok(())
 }
 
-/// Files that [`write`] wrote.
+/// Files that [`write()`] wrote.
 pub(super) fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder)?.map(|entry| Ok(entry?.path()));
     let mut files = entries.collect::<anyhow::Result<Vec<_>>>()?;
