@@ -194,6 +194,8 @@ pub struct ControllerArgs {
     pub allow_insecure_upstreams: bool,
 
     /// Gateway whose api_base_url of a provider is granted where there is no NexusProvider
+    ///
+    /// Until it has answered once, tables and conditions stay as they are.
     #[arg(long, env = "NEXUS_GATEWAY_URL", value_name = "URL")]
     pub gateway_url: Option<Url>,
 
