@@ -260,7 +260,7 @@ fn all_reasons_are_told_at_once_and_many_are_counted() {
 }
 
 #[test]
-fn names_of_a_control_plane_in_clear_text_are_left_to_the_cluster() {
+fn names_of_a_control_plane_that_no_public_authority_vouches_for_are_left_to_the_cluster() {
     let cases = [
         (
             json!({"dnsConfig": {"nameservers": ["10.0.0.1"]}}),
@@ -277,12 +277,20 @@ fn names_of_a_control_plane_in_clear_text_are_left_to_the_cluster() {
         "--sidecar-allow-insecure-gateway",
     ];
     let insecure = try_config(&flags).unwrap();
+    // Of the pod's namespace, so the pod's owner may write it.
+    let own_authority = [
+        "--sidecar-gateway-url=https://gateway",
+        "--sidecar-ca-config-map=gateway-ca",
+    ];
+    let own_authority = try_config(&own_authority).unwrap();
     for (fields, field) in cases {
         let pod = pod(fields);
-        let Decision::Refused { message } = decide_in(&pod, &namespace(None), &insecure) else {
-            panic!("{pod}");
-        };
-        assert!(message.contains(field), "{message}");
+        for config in [&insecure, &own_authority] {
+            let Decision::Refused { message } = decide_in(&pod, &namespace(None), config) else {
+                panic!("{pod}");
+            };
+            assert!(message.contains(field), "{message}");
+        }
         // A certificate says who answers.
         after(&pod, &[]);
     }
