@@ -70,6 +70,20 @@ impl Scene {
         self.admin.post(&self.routes(), route).await.ok();
     }
 
+    /// Stores a route as soon as the API server knows that what would refuse it is no longer there: it learns so by
+    /// a watch, a moment after the deletion.
+    async fn create_when_free(&self, route: &Value) {
+        let start = Instant::now();
+        loop {
+            let answer = self.admin.post(&self.routes(), route).await;
+            if answer.code == 201 {
+                return;
+            }
+            assert!(start.elapsed() < LIMIT, "{}", answer.body);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     async fn seen(&self, name: &str) -> Value {
         let path = format!("{}/{name}", self.routes());
         self.admin.get(&path).await.ok()
@@ -138,17 +152,7 @@ async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
         route["spec"]["connections"] = json!("none");
         route
     };
-    let start = Instant::now();
-    while scene
-        .admin
-        .post(&scene.routes(), &unreadable("first"))
-        .await
-        .code
-        != 201
-    {
-        assert!(start.elapsed() < LIMIT, "the schema stays as it was");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    scene.create_when_free(&unreadable("first")).await;
     scene.create(&scene.route("before", &one(1))).await;
     let mut bad = provider("unreadable");
     bad["spec"]["origins"] = json!({"not": "a list"});
@@ -187,7 +191,7 @@ async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
     let refused = scene.admin.post(&scene.routes(), &unreadable("no")).await;
     assert!(refused.code >= 400, "{}", refused.body);
     scene.admin.delete(&path, &Value::Null).await.ok();
-    scene.create(&unreadable("second")).await;
+    scene.create_when_free(&unreadable("second")).await;
     let other = json!({"connections": [{"tenant": "u", "connectionId": connection(2)}]});
     scene.create(&scene.route("after", &other)).await;
     scene
@@ -281,7 +285,9 @@ async fn without_one_webhook_configuration_the_other_is_served() {
     let pods = format!("/api/v1/namespaces/{}/pods", scene.namespace);
     let pod = scene.admin.post(&pods, &annotated("agent")).await.ok();
     assert_eq!(pod["spec"]["initContainers"][0]["name"], "nexus-sidecar");
-    scene.create(&scene.route("stored", &mistake())).await;
+    scene
+        .create_when_free(&scene.route("stored", &mistake()))
+        .await;
     let reasons = ("InvalidAccessRule", "Pending");
     scene.until(&operator, "stored", reasons).await;
 
