@@ -15,6 +15,8 @@ const KUBERNETES: &str = "v1.35.4";
 const HELM: &str = "v3.22.0";
 /// Release of CoreDNS; `tests/cluster/dns/go.mod` names the same.
 const COREDNS: &str = "v1.14.7";
+/// Release of BuildKit; `tests/images/dockerfile/go.mod` names the same.
+const BUILDKIT: &str = "v0.27.1";
 /// Names that the one program is called by.
 const COMPONENTS: [&str; 7] = [
     "etcd",
@@ -76,6 +78,11 @@ pub(crate) fn coredns() -> anyhow::Result<PathBuf> {
         }
     }
     Ok(built("coredns", COREDNS, build_coredns)?.join("coredns"))
+}
+
+/// The program of `tests/images/dockerfile`.
+pub(crate) fn dockerfile_reader() -> anyhow::Result<PathBuf> {
+    Ok(built("dockerfile", BUILDKIT, build_dockerfile_reader)?.join("dockerfile"))
 }
 
 fn folder_with(programs: &[&str]) -> anyhow::Result<PathBuf> {
@@ -161,12 +168,21 @@ fn build_kubernetes(folder: &Path) -> anyhow::Result<()> {
 }
 
 fn build_coredns(folder: &Path) -> anyhow::Result<()> {
+    build_module("tests/cluster/dns", &folder.join("coredns"))
+}
+
+fn build_dockerfile_reader(folder: &Path) -> anyhow::Result<()> {
+    build_module("tests/images/dockerfile", &folder.join("dockerfile"))
+}
+
+/// Builds the program of a Go module of ours.
+fn build_module(module: &str, program: &Path) -> anyhow::Result<()> {
     let build = ["build", "-trimpath", "-ldflags", "-s -w", "-o"];
     run(command("go", &build)
-        .arg(folder.join("coredns"))
+        .arg(program)
         .arg(".")
         .env("CGO_ENABLED", "0")
-        .current_dir(repository().join("tests/cluster/dns")))
+        .current_dir(repository().join(module)))
 }
 
 fn build_helm(folder: &Path) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@ use crate::assets;
 use crate::clients;
 use crate::fuzz;
 use crate::generate;
+use crate::images::{self, dockerfiles, product, program};
 use crate::soak;
 use crate::step::{cargo, command, run, step, succeeds, target};
 use crate::tool;
@@ -46,8 +47,11 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
         run(cargo(&doc).env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     supply_chain()?;
+    step("Dockerfiles", dockerfiles::check)?;
     test(&[])?;
-    soak::soak(SOAK_MINUTES, 1, Some(release()))?;
+    // Of the program that the tests have just used.
+    step("sidecar image", images::check)?;
+    soak::soak(SOAK_MINUTES, 1, None)?;
     fuzz::fuzz(FUZZ_SECONDS, &[])
 }
 
@@ -55,7 +59,7 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
 pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
     clients::install()?;
     let assets = assets::assets()?;
-    build_release()?;
+    let sidecar = release()?;
     // With the features that the tests are built with, so that little is built twice.
     let operator = ["build", "--workspace", "--bin", "nexus-operator"];
     step("operator build", || run(&mut cargo(&operator)))?;
@@ -63,20 +67,15 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
         run(cargo(&["test", "--workspace"])
             .args(arguments)
             .envs(assets.environment())
-            .env("NEXUS_SIDECAR_BIN", release())
+            .env("NEXUS_SIDECAR_BIN", &sidecar)
             .env("NEXUS_OPERATOR_BIN", target().join("debug/nexus-operator")))
     })
 }
 
-/// The release build of the sidecar.
-pub(crate) fn release() -> PathBuf {
-    target().join("release/nexus-sidecar")
-}
-
-/// Makes it.
-pub(crate) fn build_release() -> anyhow::Result<()> {
-    let build = ["build", "--release", "--package", "nexus-sidecar"];
-    step("release build", || run(&mut cargo(&build)))
+/// Builds the sidecar as it is shipped. Returns where it is.
+pub(crate) fn release() -> anyhow::Result<PathBuf> {
+    let name = product::SIDECAR.name;
+    program::build(name, name, "release")
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool's output")]

@@ -11,14 +11,19 @@ use crate::step::{command, repository, run, step, succeeds, target};
 /// Installs what is missing.
 pub(crate) fn install() -> anyhow::Result<()> {
     step("programs the tests call", programs)?;
-    step("Python client", || {
-        unless_stamped("venv", &["python/requirements.txt"], python)
-    })?;
+    install_python()?;
     step("Node client", || {
         let files = ["node/package.json", "node/package-lock.json", "node/.npmrc"];
         unless_stamped("node", &files, node)
     })?;
     step("egress proxy", tinyproxy)
+}
+
+/// Only the Python environment.
+pub(crate) fn install_python() -> anyhow::Result<()> {
+    step("Python client", || {
+        unless_stamped("venv", &["python/requirements.txt"], python)
+    })
 }
 
 /// Debian's tinyproxy without its service: from the system, else into `target/clients` for whoever is not root.

@@ -13,6 +13,7 @@ mod components;
 mod footprint;
 mod images;
 mod init;
+mod load;
 mod machine;
 mod node;
 mod pki;
@@ -27,6 +28,7 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
+pub(crate) use self::machine::busybox;
 use self::node::Node;
 use crate::step::target;
 
@@ -56,6 +58,12 @@ enum Task {
         /// The command and its arguments.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<OsString>,
+    },
+    /// Imports image archives into the running cluster, so that its pods can name the images.
+    Load {
+        /// Files that `cargo xtask images`, `docker save` or another tool wrote.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
     },
     /// Starts a cluster in a folder of its own, proves that pods, sidecars, Services, DNS and tokens work in it and
     /// that nothing stays behind.
@@ -103,6 +111,9 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         (Task::Exec { command }, cluster) => exec(&cluster, &command),
         (Task::Up, Cluster::Ours(node)) => up::up(&node).map(|()| ExitCode::SUCCESS),
         (Task::Down, Cluster::Ours(node)) => node.down().map(|()| ExitCode::SUCCESS),
+        (Task::Load { files }, Cluster::Ours(node)) => {
+            load::load(&node, &files).map(|()| ExitCode::SUCCESS)
+        }
         (Task::Check, Cluster::Ours(node)) => check::check(&node).map(|()| ExitCode::SUCCESS),
         (Task::Node { programs }, Cluster::Ours(node)) => init::run(&node, &programs),
         (_, Cluster::Given(_)) => {

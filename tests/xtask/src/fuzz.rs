@@ -11,6 +11,7 @@ use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail, ensure};
 
+use crate::images::program::host;
 use crate::step::{command, repository, run, step, succeeds, target};
 use crate::tool;
 
@@ -33,6 +34,7 @@ pub(crate) fn fuzz(seconds: u32, targets: &[String]) -> anyhow::Result<()> {
         );
     }
     let targets = if targets.is_empty() { &known } else { targets };
+    // Without it cargo-fuzz would build for the platform that it was itself built for, which may have another C library.
     let host = host()?;
     build(&host, targets)?;
     let binaries = target().join("fuzz").join(host).join("release");
@@ -53,15 +55,6 @@ fn known_targets() -> anyhow::Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
-}
-
-/// Without it cargo-fuzz would build for the platform that it was itself built for, which may have another C library.
-fn host() -> anyhow::Result<String> {
-    let output = command("rustc", &["--verbose", "--version"]).output()?;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    host.map(str::to_owned)
-        .context("`rustc --verbose --version` names no host")
 }
 
 fn build(host: &str, targets: &[String]) -> anyhow::Result<()> {

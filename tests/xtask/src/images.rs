@@ -3,14 +3,39 @@
 //! An [`Image`] is a list of [`Layer`]s and what its processes start with. It is written as an OCI image layout in one
 //! tar file, which `ctr images import`, `docker load`, `skopeo` and `crane` read. The same files make the same bytes,
 //! whoever makes them and whenever.
+//!
+//! `cargo xtask images` makes the [`product`]'s images of programs that [`program`] builds, as the Dockerfiles would
+//! ([`dockerfiles`] compares them), and with `--tests` those of what tests run beside them: [`agent`] and a stand-in for
+//! everything that is out of the cluster.
 
+mod agent;
+mod archive;
+pub(crate) mod dockerfiles;
 mod layer;
 mod layout;
+mod libraries;
+pub(crate) mod product;
+pub(crate) mod program;
+mod roots;
+mod shell;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::ensure;
+use clap::Args;
 
 pub(crate) use self::layer::Layer;
+use self::product::{Build, PRODUCTS, Product};
+pub(crate) use self::shell::shell;
+use crate::step::{cargo, run as run_command, step, target};
 
 /// Where a process of an image looks for programs, if the image says nothing else.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Programs that only tests run, by the names of their images. Each is a binary of the package `nexus-tests`.
+const TEST_PROGRAMS: [(&str, &str); 1] = [("standin", "localhost/nexus-standin:1")];
+/// Where glibc looks for the addresses of hosts: `/etc/hosts` and name servers, which it can do without a plugin.
+const NAMES: &str = "hosts: files dns\n";
 
 /// An image for Linux on the processor that this was compiled for.
 #[derive(Debug)]
@@ -20,6 +45,7 @@ pub(crate) struct Image {
     layers: Vec<Layer>,
     entrypoint: Vec<String>,
     environment: Vec<String>,
+    labels: BTreeMap<&'static str, String>,
     user: String,
 }
 
@@ -31,6 +57,7 @@ impl Image {
             layers: Vec::new(),
             entrypoint: Vec::new(),
             environment: vec![PATH.to_owned()],
+            labels: BTreeMap::new(),
             user: String::new(),
         }
     }
@@ -46,4 +73,118 @@ impl Image {
         self.entrypoint = words.map(str::to_owned).into();
         self
     }
+
+    /// Number of the user and of the group that processes run as. Not a name: kubelet compares numbers for `runAsNonRoot`.
+    pub(crate) fn user(mut self, number: u32) -> Self {
+        self.user = format!("{number}:{number}");
+        self
+    }
+
+    /// Adds what registries and scanners show.
+    pub(crate) fn label(mut self, key: &'static str, value: impl Into<String>) -> Self {
+        self.labels.insert(key, value.into());
+        self
+    }
+}
+
+/// Which images, and where they go.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Where the archives go [default: target/images].
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Registry, with a path if there is one, that the images' names begin with.
+    #[arg(long, default_value = "localhost")]
+    registry: String,
+    /// Tag of the product's images.
+    #[arg(long, default_value = env!("CARGO_PKG_VERSION"))]
+    tag: String,
+    /// Cargo's profile for the product's programs. `quick-release` is built sooner and is larger.
+    #[arg(long, default_value = "release")]
+    profile: String,
+    /// Also writes the images that only tests run.
+    #[arg(long)]
+    tests: bool,
+}
+
+/// Writes what the arguments ask for.
+pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    let folder = arguments.folder.unwrap_or_else(|| target().join("images"));
+    let build = Build {
+        registry: arguments.registry,
+        tag: arguments.tag,
+        profile: arguments.profile,
+    };
+    for product in &PRODUCTS {
+        write(product, &build, &folder)?;
+    }
+    if arguments.tests {
+        tests(&folder)?;
+    }
+    Ok(())
+}
+
+/// Builds a part of the product and writes `NAME.tar` into `folder`, which is made if need be. Returns the file.
+pub(crate) fn write(product: &Product, build: &Build, folder: &Path) -> anyhow::Result<PathBuf> {
+    let program = program::build(product.name, product.name, &build.profile)?;
+    let image = product.image(build, &program)?;
+    save(&image, product.name, folder)
+}
+
+/// Proves of the sidecar's image as it is shipped what its archive shows: how it runs, how large it is, that it is made of
+/// one static program, and that the same program makes the same bytes.
+pub(crate) fn check() -> anyhow::Result<()> {
+    let folder = tempfile::Builder::new()
+        .prefix("images-")
+        .tempdir_in(target())?;
+    let build = Build {
+        registry: "localhost".to_owned(),
+        tag: "check".to_owned(),
+        profile: "release".to_owned(),
+    };
+    let first = write(&product::SIDECAR, &build, folder.path())?;
+    let bytes = std::fs::read(&first)?;
+    let again = write(&product::SIDECAR, &build, folder.path())?;
+    ensure!(
+        std::fs::read(again)? == bytes,
+        "the same program made another image"
+    );
+    product::SIDECAR.check(&bytes)
+}
+
+/// Builds and writes the images that only tests run. Returns the files.
+pub(crate) fn tests(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let mut files = vec![save(&agent::image()?, "agent-python", folder)?];
+    for (name, image) in TEST_PROGRAMS {
+        // Linked as the tests are, since a static program would need all dependencies compiled once more.
+        let build = ["build", "--workspace", "--bin", name];
+        step(&format!("build {name}"), || run_command(&mut cargo(&build)))?;
+        let program = target().join("debug").join(name);
+        let mut layer = Layer::default();
+        let path = format!("/{name}");
+        layer.copy(&path, &program)?.folder("tmp", 0o1777);
+        libraries::add(&mut layer, &[&program])?;
+        layer.text("etc/nsswitch.conf", NAMES);
+        let image = Image::new(image).layer(layer).entrypoint([&path]);
+        files.push(save(&image.user(agent::USER), name, folder)?);
+    }
+    Ok(files)
+}
+
+#[expect(clippy::print_stdout, reason = "a command line tool's output")]
+fn save(image: &Image, name: &str, folder: &Path) -> anyhow::Result<PathBuf> {
+    let file = folder.join(format!("{name}.tar"));
+    step(&format!("image {}", image.name), || {
+        std::fs::create_dir_all(folder)?;
+        image.write(&file)?;
+        let size = std::fs::metadata(&file)?.len();
+        println!(
+            "    {}: {}.{} MB",
+            file.display(),
+            size / 1_000_000,
+            size / 100_000 % 10
+        );
+        Ok(())
+    })?;
+    Ok(file)
 }

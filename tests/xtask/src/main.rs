@@ -40,6 +40,8 @@ enum Task {
     /// Finds or builds the Kubernetes control plane and the helm that the operator's tests use, and prints the
     /// variables that `cargo test` needs to find them.
     Assets,
+    /// Writes the container images of the sidecar and the operator as OCI archives, without a container engine.
+    Images(images::Arguments),
     /// A Kubernetes of one node with pods that really run, on this machine and out of its way.
     Cluster(cluster::Arguments),
     /// Everything that must pass before a change lands.
@@ -85,6 +87,7 @@ fn main() -> anyhow::Result<ExitCode> {
         } => soak::soak(minutes, seed, binary),
         Task::Fuzz { seconds, targets } => fuzz::fuzz(seconds, &targets),
         Task::Generate { check } => generate::run(check),
+        Task::Images(arguments) => images::run(arguments),
         Task::Cluster(arguments) => return cluster::run(arguments),
     };
     done.map(|()| ExitCode::SUCCESS)

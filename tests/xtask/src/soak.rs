@@ -10,8 +10,7 @@ pub(crate) fn soak(minutes: u64, seed: u64, binary: Option<PathBuf>) -> anyhow::
     let binary = if let Some(binary) = binary {
         std::path::absolute(binary)?
     } else {
-        ci::build_release()?;
-        ci::release()
+        ci::release()?
     };
     // As the tests are built: alone, its dependencies would be built once more with other features.
     let build = ["build", "--workspace", "--bin", "soak"];

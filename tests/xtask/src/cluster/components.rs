@@ -24,6 +24,8 @@ const DNS_ADDRESS: &str = "10.96.0.10";
 const PODS: &str = "10.244.0.0/24";
 /// Socket of containerd, in a `/run` of the node's own.
 pub(super) const CONTAINERD: &str = "/run/containerd/containerd.sock";
+/// What follows `ctr` for images that kubelet finds.
+pub(super) const CTR: [&str; 4] = ["--address", CONTAINERD, "--namespace", "k8s.io"];
 const ETCD: &str = "http://127.0.0.1:2379";
 /// What tokens of service accounts name as their issuer.
 pub(super) const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";

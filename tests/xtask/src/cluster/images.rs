@@ -2,10 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
-use crate::images::{Image, Layer};
-use crate::step::command;
+use crate::images::{Image, Layer, shell};
 
 /// Holds the namespaces of a pod.
 pub(super) const PAUSE: &str = "localhost/pause:1";
@@ -44,24 +41,4 @@ pub(super) fn files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let mut files = entries.collect::<anyhow::Result<Vec<_>>>()?;
     files.sort();
     Ok(files)
-}
-
-/// The files of [`BUSYBOX`].
-fn shell(busybox: &Path) -> anyhow::Result<Layer> {
-    let list = command(busybox, &["--list"])
-        .output()
-        .with_context(|| format!("cannot start {}", busybox.display()))?;
-    let programs = String::from_utf8(list.stdout).context("what busybox has")?;
-    let mut layer = Layer::default();
-    layer.copy("bin/busybox", busybox)?;
-    for program in programs.lines().filter(|program| *program != "busybox") {
-        layer.link(&format!("bin/{program}"), "busybox");
-    }
-    layer
-        .folder("root", 0o700)
-        .folder("tmp", 0o1777)
-        .text("etc/passwd", "root:x:0:0:root:/root:/bin/sh\n")
-        .text("etc/group", "root:x:0:\n")
-        .text("etc/nsswitch.conf", "hosts: files dns\n");
-    Ok(layer)
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use rustix::process::{WaitOptions, wait};
 
-use super::components::{self, CONTAINERD, Component, NODE_ADDRESS, NODE_NAME, SERVICES};
+use super::components::{self, CTR, Component, NODE_ADDRESS, NODE_NAME, SERVICES};
 use super::images;
 use super::node::{FIXED_FOLDERS, Node, path_with};
 use crate::step::{command, repository, run as must};
@@ -138,17 +138,12 @@ fn start(node: &Node, programs: &Path) -> anyhow::Result<BTreeMap<u32, &'static 
     starting.run(components::containerd(node))?;
     starting.run(components::etcd(node))?;
     starting.run(components::apiserver(node))?;
-    let containerd = ["--address", CONTAINERD, "--namespace", "k8s.io"];
-    starting.until(
-        "containerd",
-        "ctr",
-        &[&containerd[..], &["version"]].concat(),
-    )?;
+    starting.until("containerd", "ctr", &[&CTR[..], &["version"]].concat())?;
     for file in images::files(&node.path("images"))? {
         must(
             starting
                 .command("ctr")
-                .args(containerd)
+                .args(CTR)
                 .args(["images", "import"])
                 .arg(file),
         )?;

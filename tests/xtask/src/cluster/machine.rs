@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 
 use super::cgroups;
 use super::components::Runtime;
@@ -68,6 +68,21 @@ pub(super) fn prepare(node: &Node) -> anyhow::Result<Machine> {
     }
 }
 
+/// Path of a busybox that needs no library, which is installed first if that can be done.
+pub(crate) fn busybox() -> anyhow::Result<PathBuf> {
+    if let Some(busybox) = static_busybox() {
+        return Ok(busybox);
+    }
+    if rustix::process::geteuid().is_root() {
+        install(&[BUSYBOX_PACKAGE])?;
+    }
+    static_busybox().with_context(|| format!("install by hand: {BUSYBOX_PACKAGE}"))
+}
+
+fn static_busybox() -> Option<PathBuf> {
+    on_path("busybox").filter(|busybox| is_static(busybox))
+}
+
 struct Found {
     /// Debian's packages of what is not there.
     missing: Vec<&'static str>,
@@ -89,7 +104,7 @@ fn find() -> Found {
     if plugins.is_none() {
         missing.push(PLUGINS_PACKAGE);
     }
-    let busybox = on_path("busybox").filter(|busybox| is_static(busybox));
+    let busybox = static_busybox();
     if busybox.is_none() {
         missing.push(BUSYBOX_PACKAGE);
     }

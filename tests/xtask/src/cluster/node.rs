@@ -114,6 +114,21 @@ impl Node {
     /// A command in the node's network, with KUBECONFIG and the programs of Kubernetes; it keeps the files and processes
     /// of this machine.
     pub(crate) fn command(&self, program: impl AsRef<OsStr>) -> anyhow::Result<Command> {
+        self.entering(|pid| vec![format!("--net=/proc/{pid}/ns/net")], program)
+    }
+
+    /// The same, with the files and processes of the node.
+    pub(super) fn inside(&self, program: impl AsRef<OsStr>) -> anyhow::Result<Command> {
+        let all = |pid| vec!["--all".to_owned(), format!("--target={pid}")];
+        self.entering(all, program)
+    }
+
+    /// `options` says for the number of the node's first process what to enter.
+    fn entering(
+        &self,
+        options: impl FnOnce(i32) -> Vec<String>,
+        program: impl AsRef<OsStr>,
+    ) -> anyhow::Result<Command> {
         let Some(pid) = self.process()? else {
             bail!("the cluster does not run: start it with `cargo xtask cluster up`");
         };
@@ -121,7 +136,7 @@ impl Node {
             .context("the cluster is about to start or to end")?;
         let mut command = Command::new("nsenter");
         command
-            .arg(format!("--net=/proc/{}/ns/net", pid.as_raw_nonzero()))
+            .args(options(pid.as_raw_nonzero().get()))
             .arg("--")
             .arg(program)
             .env("KUBECONFIG", self.kubeconfig())

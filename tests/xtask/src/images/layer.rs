@@ -5,7 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use tar::{Builder, EntryType, Header};
 
 /// Files by where they are in the image, which is also their order in the tar file.
@@ -29,8 +29,11 @@ impl Layer {
 
     /// Adds a file that everybody may read.
     pub(crate) fn text(&mut self, path: &str, content: &str) -> &mut Self {
-        let content = content.as_bytes().to_vec();
-        let mode = 0o644;
+        self.file(path, content.as_bytes().to_vec(), 0o644)
+    }
+
+    /// Adds a file.
+    pub(crate) fn file(&mut self, path: &str, content: Vec<u8>, mode: u32) -> &mut Self {
         self.insert(Path::new(path), Entry::File { content, mode })
     }
 
@@ -52,6 +55,35 @@ impl Layer {
         let (content, mode) =
             read().with_context(|| format!("cannot read {}", source.display()))?;
         Ok(self.insert(Path::new(path), Entry::File { content, mode }))
+    }
+
+    /// Adds what is in a folder of this machine, below `path`.
+    pub(crate) fn tree(&mut self, path: &str, source: &Path) -> anyhow::Result<&mut Self> {
+        let entries = std::fs::read_dir(source)
+            .with_context(|| format!("cannot read {}", source.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().into_string().map_err(|name| {
+                anyhow!("{} in {} is not text", name.display(), source.display())
+            })?;
+            let (path, source) = (format!("{path}/{name}"), entry.path());
+            let kind = entry.file_type()?;
+            if kind.is_dir() {
+                self.folder(&path, 0o755).tree(&path, &source)?;
+            } else if kind.is_symlink() {
+                let target = std::fs::read_link(&source)?;
+                self.insert(Path::new(&path), Entry::Link { target });
+            } else {
+                self.copy(&path, &source)?;
+            }
+        }
+        Ok(self)
+    }
+
+    /// Paths of everything in it, from the root on and without a slash at the beginning.
+    #[cfg(test)]
+    pub(super) fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.entries.keys().map(PathBuf::as_path)
     }
 
     fn insert(&mut self, path: &Path, entry: Entry) -> &mut Self {

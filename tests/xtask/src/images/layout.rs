@@ -17,13 +17,13 @@ use super::Image;
 const MEDIA_TYPE: &str = "application/vnd.oci.image";
 
 /// A file that is named by its digest.
-struct Blob {
+pub(super) struct Blob {
     digest: String,
     content: Vec<u8>,
 }
 
 impl Blob {
-    fn new(content: Vec<u8>) -> Self {
+    pub(super) fn new(content: Vec<u8>) -> Self {
         let mut digest = String::new();
         for byte in Sha256::digest(&content) {
             let digits = [byte >> 4, byte & 0xf].map(u32::from);
@@ -44,10 +44,15 @@ impl Blob {
         format!("blobs/sha256/{}", self.digest)
     }
 
+    /// How others name it.
+    pub(super) fn reference(&self) -> String {
+        format!("sha256:{}", self.digest)
+    }
+
     fn descriptor(&self, kind: &str) -> Value {
         json!({
             "mediaType": format!("{MEDIA_TYPE}.{kind}"),
-            "digest": format!("sha256:{}", self.digest),
+            "digest": self.reference(),
             "size": self.content.len(),
         })
     }
@@ -106,16 +111,14 @@ impl Image {
     }
 
     fn config(&self, layers: &[Blob]) -> Value {
-        let digests: Vec<_> = layers
-            .iter()
-            .map(|layer| format!("sha256:{}", layer.digest))
-            .collect();
+        let digests: Vec<_> = layers.iter().map(Blob::reference).collect();
         json!({
             "architecture": architecture(),
             "os": "linux",
             "config": {
                 "Entrypoint": self.entrypoint,
                 "Env": self.environment,
+                "Labels": self.labels,
                 "User": self.user,
                 "WorkingDir": "/",
             },
@@ -149,7 +152,7 @@ fn architecture() -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Layer;
+    use super::super::{Layer, archive};
     use super::*;
 
     fn written() -> Vec<u8> {
@@ -157,7 +160,8 @@ mod tests {
         layer.text("etc/motd", "hello\n").link("bin/sh", "busybox");
         let file = tempfile::NamedTempFile::new().unwrap();
         let image = Image::new("localhost:5000/shell:1").layer(layer);
-        image.entrypoint(["/bin/sh"]).write(file.path()).unwrap();
+        let image = image.entrypoint(["/bin/sh"]).user(7).label("a", "b");
+        image.write(file.path()).unwrap();
         std::fs::read(file.path()).unwrap()
     }
 
@@ -168,41 +172,31 @@ mod tests {
 
     #[test]
     fn every_blob_is_found_by_its_digest_from_the_index_down() {
-        let mut files = std::collections::BTreeMap::new();
         let bytes = written();
-        for entry in tar::Archive::new(bytes.as_slice()).entries().unwrap() {
-            let mut entry = entry.unwrap();
-            let mut content = Vec::new();
-            std::io::Read::read_to_end(&mut entry, &mut content).unwrap();
-            files.insert(entry.path().unwrap().display().to_string(), content);
-        }
-        let blob = |descriptor: &Value| {
-            let digest = descriptor["digest"].as_str().unwrap().replace(':', "/");
-            let content = &files[&format!("blobs/{digest}")];
-            assert_eq!(descriptor["size"], content.len());
-            assert!(digest.ends_with(&Blob::new(content.clone()).digest));
-            content.clone()
-        };
-        let index: Value = serde_json::from_slice(&files["index.json"]).unwrap();
-        let named = &index["manifests"][0];
-        assert_eq!(
-            named["annotations"]["org.opencontainers.image.ref.name"],
-            "1"
-        );
-        let manifest: Value = serde_json::from_slice(&blob(named)).unwrap();
-        let config: Value = serde_json::from_slice(&blob(&manifest["config"])).unwrap();
-        assert_eq!(config["config"]["Entrypoint"], json!(["/bin/sh"]));
-        let layer = &manifest["layers"][0];
-        assert_eq!(config["rootfs"]["diff_ids"][0], layer["digest"]);
-        let layer = blob(layer);
-        let mut archive = tar::Archive::new(layer.as_slice());
-        let paths = archive
-            .entries()
-            .unwrap()
-            .map(|entry| entry.unwrap().path().unwrap().display().to_string());
-        assert_eq!(
-            paths.collect::<Vec<_>>(),
-            ["bin", "bin/sh", "etc", "etc/motd"]
-        );
+        let image = archive::read(&bytes).unwrap();
+        assert_eq!(image.name, "localhost:5000/shell:1");
+        let config = &image.config["config"];
+        assert_eq!(config["Entrypoint"], json!(["/bin/sh"]));
+        assert_eq!(config["User"], "7:7");
+        assert_eq!(config["Labels"], json!({"a": "b"}));
+        let files = archive::files(&image.layers[0]).unwrap();
+        let paths: Vec<_> = files.keys().collect();
+        assert_eq!(paths, ["bin", "bin/sh", "etc", "etc/motd"]);
+        assert_eq!(files["etc/motd"].content, b"hello\n");
+        let index = &archive::files(&bytes).unwrap()["index.json"].content;
+        let index: Value = serde_json::from_slice(index).unwrap();
+        let annotations = &index["manifests"][0]["annotations"];
+        assert_eq!(annotations["org.opencontainers.image.ref.name"], "1");
+    }
+
+    #[test]
+    fn a_changed_blob_is_noticed() {
+        let mut bytes = written();
+        let place = bytes
+            .windows(6)
+            .position(|text| text == b"hello\n")
+            .unwrap();
+        bytes[place] = b'j';
+        assert!(archive::read(&bytes).is_err());
     }
 }
