@@ -22,7 +22,7 @@ mod recordings;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -38,6 +38,9 @@ use account::Account;
 use serve::Address;
 use state::State;
 use weather::Weather;
+
+/// A free port of 127.0.0.1.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Which of the framework's services is stood in for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,17 +83,32 @@ impl Broker {
             api_key: api_key.map(str::to_owned),
             bearer: None,
         };
-        Self::launch(front, access, None).await
+        Self::launch(LOOPBACK, front, access, None).await
     }
 
     /// Starts one of the services behind TLS.
     pub async fn secure(front: Front, tls: Arc<ServerConfig>) -> Self {
-        Self::launch(front, Access::default(), Some(tls)).await
+        Self::launch(LOOPBACK, front, Access::default(), Some(tls)).await
     }
 
-    async fn launch(front: Front, access: Access, tls: Option<Arc<ServerConfig>>) -> Self {
+    /// Starts one of the services behind TLS at an address, for others than tests of this machine.
+    pub async fn serve(
+        addr: SocketAddr,
+        front: Front,
+        access: Access,
+        tls: Arc<ServerConfig>,
+    ) -> Self {
+        Self::launch(addr, front, access, Some(tls)).await
+    }
+
+    async fn launch(
+        addr: SocketAddr,
+        front: Front,
+        access: Access,
+        tls: Option<Arc<ServerConfig>>,
+    ) -> Self {
         let scheme = if tls.is_some() { "https" } else { "http" };
-        let address = Address::reserve();
+        let address = Address::reserve(addr);
         let addr = address.addr();
         let state = Arc::new(State::new(front, access, tls));
         let task = tokio::spawn(serve::accept(address, Arc::clone(&state)));

@@ -50,15 +50,7 @@ impl Authority {
     /// A server configuration that offers the ALPN protocols in order.
     pub fn server(&self, leaf: Leaf, alpn: &[&str]) -> Arc<ServerConfig> {
         let (chain, key) = self.issue(leaf);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let mut config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_no_client_auth()
-            .with_single_cert(vec![chain], key)
-            .unwrap();
-        config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
-        Arc::new(config)
+        serving_with(chain, key, alpn)
     }
 
     /// A server configuration that demands a client certificate of `clients`.
@@ -93,6 +85,13 @@ impl Authority {
     /// A server certificate and its private key, in PEM.
     pub fn serving(&self, leaf: Leaf) -> (String, String) {
         let (params, key) = leaf_params(leaf);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// A server certificate for these names and its private key, in PEM.
+    pub fn serving_as(&self, names: &[&str]) -> (String, String) {
+        let (params, key) = named(names);
         let certificate = params.signed_by(&key, &self.issuer).unwrap();
         (certificate.pem(), key.serialize_pem())
     }
@@ -154,12 +153,17 @@ fn leaf_params(leaf: Leaf) -> (CertificateParams, KeyPair) {
         Leaf::Valid | Leaf::Expired => &["localhost", "127.0.0.1", "::1"],
         Leaf::WrongName => &["elsewhere.example"],
     };
-    let names: Vec<String> = names.iter().copied().map(str::to_owned).collect();
-    let mut params = CertificateParams::new(names).unwrap();
+    let (mut params, key) = named(names);
     if leaf == Leaf::Expired {
         params.not_before = date_time_ymd(2000, 1, 1);
         params.not_after = date_time_ymd(2001, 1, 1);
     }
+    (params, key)
+}
+
+fn named(names: &[&str]) -> (CertificateParams, KeyPair) {
+    let names: Vec<String> = names.iter().copied().map(str::to_owned).collect();
+    let params = CertificateParams::new(names).unwrap();
     (params, KeyPair::generate().unwrap())
 }
 
@@ -167,6 +171,29 @@ impl Default for Authority {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// A server configuration with a certificate and its private key, both in PEM, that offers the ALPN protocols in order.
+pub fn server_of(certificate: &str, key: &str, alpn: &[&str]) -> Arc<ServerConfig> {
+    let chain = CertificateDer::from(der(certificate));
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    serving_with(chain, key, alpn)
+}
+
+fn serving_with(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+    alpn: &[&str],
+) -> Arc<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    config.alpn_protocols = alpn.iter().map(|p| p.as_bytes().to_vec()).collect();
+    Arc::new(config)
 }
 
 /// The bytes of the first certificate in a PEM text.

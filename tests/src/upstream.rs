@@ -92,7 +92,7 @@ impl Seen {
     }
 }
 
-/// What a gate answers to a request that it does not let through.
+/// What a gate answers itself instead of letting a request through: a refusal, or what a test's own API says.
 #[derive(Clone, Debug)]
 pub struct Refusal {
     status: StatusCode,
@@ -158,6 +158,13 @@ impl Builder {
     #[must_use]
     pub fn tls(mut self, authority: &Authority, leaf: Leaf, alpn: &[&str]) -> Self {
         self.tls = Some(authority.server(leaf, alpn));
+        self
+    }
+
+    /// With TLS, in this way.
+    #[must_use]
+    pub fn with(mut self, tls: Arc<ServerConfig>) -> Self {
+        self.tls = Some(tls);
         self
     }
 

@@ -24,10 +24,10 @@ pub(super) struct Address {
 }
 
 impl Address {
-    /// Takes a free port of 127.0.0.1.
-    pub(super) fn reserve() -> Self {
+    /// Takes an address; port 0 is a free one.
+    pub(super) fn reserve(addr: SocketAddr) -> Self {
         Self {
-            reserved: bound(SocketAddr::from(([127, 0, 0, 1], 0))),
+            reserved: bound(addr),
         }
     }
 

@@ -56,12 +56,19 @@ impl Assets {
 /// Finds or builds them.
 pub(crate) fn assets() -> anyhow::Result<Assets> {
     let folder = folder_with(&NEEDED)?;
-    let helm = if succeeds(&mut command("helm", &["version"])) {
+    Ok(Assets {
+        folder,
+        helm: helm()?,
+    })
+}
+
+/// The program `helm`: the machine's own if there is one.
+pub(crate) fn helm() -> anyhow::Result<PathBuf> {
+    Ok(if succeeds(&mut command("helm", &["version"])) {
         "helm".into()
     } else {
         built("helm", HELM, build_helm)?.join("helm")
-    };
-    Ok(Assets { folder, helm })
+    })
 }
 
 /// Folder of all components of Kubernetes.

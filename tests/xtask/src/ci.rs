@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::assets;
 use crate::clients;
+use crate::e2e;
 use crate::fuzz;
 use crate::generate;
 use crate::images::{self, dockerfiles, product, program};
@@ -69,7 +70,12 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
             .envs(assets.environment())
             .env("NEXUS_SIDECAR_BIN", &sidecar)
             .env("NEXUS_OPERATOR_BIN", target().join("debug/nexus-operator")))
-    })
+    })?;
+    // Arguments are for one of the tests above.
+    if arguments.is_empty() {
+        e2e::e2e_where_possible()?;
+    }
+    Ok(())
 }
 
 /// Builds the sidecar as it is shipped. Returns where it is.

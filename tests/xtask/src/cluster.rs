@@ -28,8 +28,9 @@ use std::process::{Command, ExitCode};
 use anyhow::{Context, bail};
 use clap::{Args, Subcommand};
 
+pub(crate) use self::load::load;
 pub(crate) use self::machine::busybox;
-use self::node::Node;
+pub(crate) use self::node::Node;
 use crate::step::target;
 
 /// Which cluster, and what to do with it.
@@ -53,6 +54,11 @@ enum Task {
     Down,
     /// Says whether the cluster is ready. Exit code: 0 if so, 3 if it does not run, 4 if it runs but is not ready.
     Status,
+    /// Kills a component such as kube-apiserver and starts it again.
+    Restart {
+        /// Its name, as in the node's folder of logs.
+        component: String,
+    },
     /// Runs a command that reaches the cluster, its pods and its Services, with KUBECONFIG set and kubectl on the PATH.
     Exec {
         /// The command and its arguments.
@@ -100,6 +106,19 @@ impl Cluster {
     }
 }
 
+/// The cluster in `folder`, started unless it runs.
+pub(crate) fn started(folder: &Path) -> anyhow::Result<Cluster> {
+    let node = Node::at(folder)?;
+    up::up(&node)?;
+    Ok(Cluster::Ours(node))
+}
+
+/// Why none can be started in `folder`; `None` if one can.
+pub(crate) fn obstacles(folder: &Path) -> anyhow::Result<Option<String>> {
+    let prepared = machine::prepare(&Node::at(folder)?);
+    Ok(prepared.err().map(|error| format!("{error:#}")))
+}
+
 /// Does what the arguments say.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
     let cluster = match arguments.kubeconfig {
@@ -112,7 +131,10 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<ExitCode> {
         (Task::Up, Cluster::Ours(node)) => up::up(&node).map(|()| ExitCode::SUCCESS),
         (Task::Down, Cluster::Ours(node)) => node.down().map(|()| ExitCode::SUCCESS),
         (Task::Load { files }, Cluster::Ours(node)) => {
-            load::load(&node, &files).map(|()| ExitCode::SUCCESS)
+            load(&node, &files).map(|()| ExitCode::SUCCESS)
+        }
+        (Task::Restart { component }, Cluster::Ours(node)) => {
+            node.restart(&component).map(|()| ExitCode::SUCCESS)
         }
         (Task::Check, Cluster::Ours(node)) => check::check(&node).map(|()| ExitCode::SUCCESS),
         (Task::Node { programs }, Cluster::Ours(node)) => init::run(&node, &programs),

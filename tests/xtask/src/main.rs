@@ -6,6 +6,7 @@ mod assets;
 mod ci;
 mod clients;
 mod cluster;
+mod e2e;
 mod fuzz;
 mod generate;
 mod images;
@@ -44,6 +45,9 @@ enum Task {
     Images(images::Arguments),
     /// A Kubernetes of one node with pods that really run, on this machine and out of its way.
     Cluster(cluster::Arguments),
+    /// Installs the chart in a cluster with pods that run, and tests it with agents. Part of `test` where a cluster can
+    /// be started.
+    E2e(e2e::Arguments),
     /// Everything that must pass before a change lands.
     Ci,
     /// Runs a sidecar for minutes against a control plane that fails, and judges every request that comes out.
@@ -79,6 +83,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Test { arguments } => ci::test(&arguments),
         Task::Clients => clients::install(),
         Task::Assets => print_assets(),
+        Task::E2e(arguments) => e2e::e2e(arguments),
         Task::Ci => ci::run_ci(),
         Task::Soak {
             minutes,

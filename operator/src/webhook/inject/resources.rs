@@ -16,6 +16,8 @@ const CPU: &str = "cpu";
 const MEMORY: &str = "memory";
 /// Fewest thousandths of a core that a sidecar is limited to unasked. Less, and it is paused in the middle of a handshake.
 const LEAST_CPU_LIMIT: &str = "100m";
+/// What the sidecar is limited to at most, unless something is asked for, beside containers that are all limited.
+const CPU_LIMIT_AMONG_LIMITED: &str = "500m";
 /// Annotation in which the LimitRanger plugin says what it set.
 const LIMIT_RANGER: &str = "kubernetes.io/limit-ranger";
 /// Resources that the LimitRanger may set beside ours.
@@ -47,7 +49,11 @@ pub(super) fn resources(
     let guaranteed = is_guaranteed(spec);
     let cpu_asked = wishes.cpu_request.is_some() || wishes.cpu_limit.is_some();
     if cpu_asked || !budget(CPU) {
-        share.insert(CPU, cpu(wishes, config, guaranteed));
+        let mut cpu = cpu(wishes, config, guaranteed);
+        if cpu.limit.is_none() {
+            cpu.limit = cpu_limit_among_limited(spec).map(|limit| limit.max(cpu.request.clone()));
+        }
+        share.insert(CPU, cpu);
     }
     let memory_asked = wishes.memory_request.is_some() || wishes.memory_limit.is_some();
     if memory_asked || !budget(MEMORY) {
@@ -114,6 +120,21 @@ fn cpu(wishes: &ResourceWishes, config: &InjectConfig, guaranteed: bool) -> Shar
         };
     }
     share
+}
+
+/// The limit of a sidecar whose neighbours all have one. A quota on `limits.cpu` refuses a pod with a container that
+/// has none, and a LimitRange one that has more than its maximum, which the neighbours' limits are known to be within.
+fn cpu_limit_among_limited(spec: &PodSpec) -> Option<Quantity> {
+    let limits: Option<Vec<Quantity>> = containers(spec)
+        .filter(|listed| !is_sidecar(listed.container))
+        .map(|listed| {
+            let resources = listed.container.resources.as_ref()?;
+            amount(resources.limits.as_ref(), CPU).filter(|limit| !limit.is_zero())
+        })
+        .collect();
+    let largest = limits?.into_iter().reduce(Quantity::max)?;
+    let usual = Quantity::cpu(CPU_LIMIT_AMONG_LIMITED).ok()?;
+    Some(usual.min(largest))
 }
 
 /// Whether the pod without its sidecar is of the quality of service Guaranteed by what its containers have.

@@ -184,6 +184,22 @@ fn proxy_config(node: &Node) -> Value {
     })
 }
 
+/// The one of this name.
+pub(super) fn named(node: &Node, name: &str) -> Option<Component> {
+    let all = [
+        containerd,
+        etcd,
+        apiserver,
+        controllers,
+        scheduler,
+        kubelet,
+        proxy,
+    ];
+    all.into_iter()
+        .map(|describe| describe(node))
+        .find(|component| component.name == name)
+}
+
 pub(super) fn containerd(node: &Node) -> Component {
     component(
         "containerd",

@@ -3,6 +3,7 @@
 //! When it ends, the kernel ends everything that it started.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -33,7 +34,8 @@ pub(super) fn run(node: &Node, programs: &Path) -> anyhow::Result<ExitCode> {
     // Held until the node ends, so that another node does not remove what this one covers.
     let _covered = mount(node)?;
     network()?;
-    let mut components = start(node, programs)?;
+    let path = path_with(programs)?;
+    let mut components = start(node, &path)?;
     std::fs::write(node.path("ready"), "")?;
     loop {
         // Whoever ends here was started by us or lost its parent.
@@ -41,6 +43,13 @@ pub(super) fn run(node: &Node, programs: &Path) -> anyhow::Result<ExitCode> {
             continue;
         };
         if let Some(name) = components.remove(&pid.as_raw_nonzero().get().cast_unsigned()) {
+            // Somebody ended it in order to have it started again.
+            if std::fs::remove_file(node.path("restart").join(name)).is_ok()
+                && let Some(component) = components::named(node, name)
+            {
+                components.insert(run_component(node, &path, component)?.id(), name);
+                continue;
+            }
             let how = match status.exit_status() {
                 Some(code) => format!("code {code}"),
                 None => format!("signal {:?}", status.terminating_signal()),
@@ -123,16 +132,18 @@ fn network() -> anyhow::Result<()> {
 /// What runs, for as long as the start lasts.
 struct Starting<'a> {
     node: &'a Node,
-    path: std::ffi::OsString,
+    path: &'a OsStr,
     running: Vec<(&'static str, Child)>,
 }
 
 /// Starts all components in the order in which they need each other. Returns their names by their process numbers.
-fn start(node: &Node, programs: &Path) -> anyhow::Result<BTreeMap<u32, &'static str>> {
-    std::fs::create_dir_all(node.path("ended"))?;
+fn start(node: &Node, path: &OsStr) -> anyhow::Result<BTreeMap<u32, &'static str>> {
+    for folder in ["ended", "restart", "running"] {
+        std::fs::create_dir_all(node.path(folder))?;
+    }
     let mut starting = Starting {
         node,
-        path: path_with(programs)?,
+        path,
         running: Vec::new(),
     };
     starting.run(components::containerd(node))?;
@@ -180,28 +191,14 @@ fn start(node: &Node, programs: &Path) -> anyhow::Result<BTreeMap<u32, &'static 
 
 impl Starting<'_> {
     fn run(&mut self, component: Component) -> anyhow::Result<()> {
-        let Component { name, arguments } = component;
-        let log = self.node.path("log").join(format!("{name}.log"));
-        let log = File::create(&log).with_context(|| format!("cannot write {}", log.display()))?;
-        let child = self
-            .command(name)
-            .args(arguments)
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .with_context(|| format!("cannot start {name}"))?;
+        let name = component.name;
+        let child = run_component(self.node, self.path, component)?;
         self.running.push((name, child));
         Ok(())
     }
 
     fn command(&self, program: &str) -> Command {
-        let mut command = Command::new(program);
-        command
-            .env("PATH", &self.path)
-            .env("KUBECONFIG", self.node.kubeconfig())
-            .current_dir(self.node.path(""))
-            .stdin(Stdio::null());
-        command
+        node_command(self.node, self.path, program)
     }
 
     /// Runs a command again and again until it succeeds.
@@ -225,4 +222,30 @@ impl Starting<'_> {
             std::thread::sleep(Duration::from_millis(50));
         }
     }
+}
+
+/// Starts a component, and writes down its number in the node.
+fn run_component(node: &Node, path: &OsStr, component: Component) -> anyhow::Result<Child> {
+    let Component { name, arguments } = component;
+    let log = node.path("log").join(format!("{name}.log"));
+    let open = || File::options().create(true).append(true).open(&log);
+    let log = open().with_context(|| format!("cannot write {}", log.display()))?;
+    let child = node_command(node, path, name)
+        .args(arguments)
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .with_context(|| format!("cannot start {name}"))?;
+    std::fs::write(node.path("running").join(name), child.id().to_string())?;
+    Ok(child)
+}
+
+fn node_command(node: &Node, path: &OsStr, program: &str) -> Command {
+    let mut command = Command::new(program);
+    command
+        .env("PATH", path)
+        .env("KUBECONFIG", node.kubeconfig())
+        .current_dir(node.path(""))
+        .stdin(Stdio::null());
+    command
 }

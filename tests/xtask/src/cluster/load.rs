@@ -11,7 +11,7 @@ use super::node::Node;
 use crate::step::run;
 
 /// Imports image archives, so that pods can name what is in them. Imports none unless all files are image archives.
-pub(super) fn load(node: &Node, files: &[PathBuf]) -> anyhow::Result<()> {
+pub(crate) fn load(node: &Node, files: &[PathBuf]) -> anyhow::Result<()> {
     for file in files {
         judge(file)?;
     }

@@ -12,6 +12,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use sha2::{Digest as _, Sha256};
 
 use super::cgroups;
+use crate::step::run;
 
 /// Paths outside of the node's folder that kubelet and the network plugins insist on. The node covers them; on the
 /// machine they stay empty.
@@ -142,6 +143,15 @@ impl Node {
             .env("KUBECONFIG", self.kubeconfig())
             .env("PATH", path_with(&programs)?);
         Ok(command)
+    }
+
+    /// Kills a component, which the node then starts again.
+    pub(super) fn restart(&self, component: &str) -> anyhow::Result<()> {
+        let number = std::fs::read_to_string(self.path("running").join(component))
+            .with_context(|| format!("the node has no component {component}"))?;
+        std::fs::write(self.path("restart").join(component), "")?;
+        let kill = format!("kill -KILL {}", number.trim());
+        run(self.inside("sh")?.args(["-c", &kill]))
     }
 
     /// Ends the node, if it runs, and removes its files.

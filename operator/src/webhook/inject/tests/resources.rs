@@ -89,14 +89,18 @@ fn a_guaranteed_pod_stays_guaranteed() {
         expected([Some("100m"); 2], [Some("64Mi"); 2])
     );
 
-    let usual = expected([Some("10m"), None], [Some("32Mi"), Some("256Mi")]);
-    for not in [
-        json!({}),
-        json!({"limits": {"cpu": "1"}}),
-        json!({"requests": {"cpu": "1", "memory": "1Gi"}}),
-        json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}),
-        json!({"limits": {"cpu": "0", "memory": "1Gi"}}),
+    let burstable = |limit| expected([Some("10m"), limit], [Some("32Mi"), Some("256Mi")]);
+    for (not, limit) in [
+        (json!({}), None),
+        (json!({"limits": {"cpu": "1"}}), Some("500m")),
+        (json!({"requests": {"cpu": "1", "memory": "1Gi"}}), None),
+        (
+            json!({"limits": {"cpu": "1", "memory": "1Gi"}, "requests": {"cpu": "500m"}}),
+            Some("500m"),
+        ),
+        (json!({"limits": {"cpu": "0", "memory": "1Gi"}}), None),
     ] {
+        let usual = burstable(limit);
         assert_eq!(
             resources(&pod_of(fixed("1"), not.clone()), &[]),
             usual,
@@ -108,6 +112,23 @@ fn a_guaranteed_pod_stays_guaranteed() {
             "{not}"
         );
     }
+}
+
+#[test]
+fn among_limited_containers_the_sidecar_is_limited_too() {
+    let limited = |first: &str, second: &str| {
+        let limit = |name, cpu| json!({"name": name, "resources": {"limits": {"cpu": cpu}}});
+        pod(json!({"containers": [limit("agent", first), limit("other", second)]}))
+    };
+    let with = |limit| expected([Some("10m"), Some(limit)], [Some("32Mi"), Some("256Mi")]);
+    assert_eq!(resources(&limited("2", "100m"), &[]), with("500m"));
+    // Whatever maximum a LimitRange has, one of the others is within it.
+    assert_eq!(resources(&limited("50m", "200m"), &[]), with("200m"));
+    assert_eq!(resources(&limited("5m", "1m"), &[]), with("10m"));
+    assert_eq!(
+        resources(&limited("2", "2"), &["--sidecar-cpu-limit=1"]),
+        with("1")
+    );
 }
 
 #[test]

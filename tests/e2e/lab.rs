@@ -1,0 +1,340 @@
+//! The cluster under test: the chart as a user installs it, and a gateway and an upstream as pods.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use nexus_tests::apiserver::Answer;
+use nexus_tests::connection;
+use nexus_tests::tls::Authority;
+use serde_json::{Value, json};
+
+/// How long the cluster may take for anything on a busy machine.
+pub(crate) const LIMIT: Duration = Duration::from_mins(3);
+/// Namespace of the chart.
+pub(crate) const SYSTEM: &str = "nexus-system";
+/// Namespace of the gateway and the upstream.
+pub(crate) const SERVICES: &str = "services";
+/// What agents ask for is behind this URL.
+pub(crate) const UPSTREAM: &str = "https://upstream.services.svc";
+/// The second upstream.
+pub(crate) const OTHER: &str = "https://other.services.svc";
+/// What sidecars get credentials from.
+pub(crate) const GATEWAY: &str = "https://gateway.services.svc";
+/// ConfigMap of each namespace with the gateway's authority.
+pub(crate) const AUTHORITY: &str = "nexus-ca";
+/// Connections that the gateway has: numbers below this one.
+const CONNECTIONS: u32 = 500;
+
+/// The cluster under test.
+pub(crate) struct Lab {
+    tokens: BTreeMap<String, String>,
+    authority: String,
+    next_connection: AtomicU32,
+    next_namespace: AtomicU32,
+}
+
+/// What the surroundings say; see `cargo xtask e2e`.
+fn setting(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: use `cargo xtask e2e`"))
+}
+
+/// True where there is a cluster to test.
+pub(crate) fn is_there() -> bool {
+    std::env::var_os("NEXUS_E2E_KUBECONFIG").is_some()
+}
+
+/// The lab of this process.
+///
+/// # Panics
+///
+/// Before [`set_up`].
+pub(crate) fn lab() -> &'static Lab {
+    LAB.get().expect("the lab was set up")
+}
+
+static LAB: OnceLock<Lab> = OnceLock::new();
+
+/// Starts gateway and upstream. What is in the cluster of an earlier run is removed first.
+pub(crate) fn set_up() {
+    let tokens = (1..CONNECTIONS)
+        .map(|number| (connection(number), token()))
+        .collect();
+    let authority = Authority::new();
+    let lab = Lab {
+        tokens,
+        authority: authority.pem(),
+        next_connection: AtomicU32::new(1),
+        next_namespace: AtomicU32::new(1),
+    };
+    lab.remove_what_was_left();
+    lab.start_services(&authority);
+    assert!(LAB.set(lab).is_ok(), "the lab is set up once");
+}
+
+/// A token that no other text contains.
+fn token() -> String {
+    format!("e2e-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
+}
+
+/// Tag of the images under test.
+pub(crate) fn tag() -> String {
+    setting("NEXUS_E2E_TAG")
+}
+
+/// Python, requests, kubectl and a shell.
+pub(crate) fn python() -> String {
+    "localhost/agent-python:1".to_owned()
+}
+
+/// Runs a program with `input`.
+pub(crate) fn run(command: &mut Command, input: &str) -> Answer {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let mut stdin = child.stdin.take().unwrap();
+    // A command that does not read it may have ended already.
+    stdin.write_all(input.as_bytes()).ok();
+    drop(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Answer {
+        success: output.status.success(),
+        stdout: text(&output.stdout),
+        stderr: text(&output.stderr),
+    }
+}
+
+/// A `kubectl` of an administrator.
+pub(crate) fn kubectl_command(arguments: &[&str]) -> Command {
+    let mut command = Command::new("kubectl");
+    command
+        .args(arguments)
+        .env("KUBECONFIG", setting("NEXUS_E2E_KUBECONFIG"));
+    command
+}
+
+/// `kubectl` of an administrator.
+pub(crate) fn kubectl(arguments: &[&str]) -> Answer {
+    run(&mut kubectl_command(arguments), "")
+}
+
+/// `kubectl apply` of objects.
+pub(crate) fn apply(objects: &[Value]) -> Answer {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
+    run(
+        &mut kubectl_command(&["apply", "--filename=-"]),
+        &list.to_string(),
+    )
+}
+
+/// An object; `None` if there is none of that name.
+pub(crate) fn get(namespace: &str, kind: &str, name: &str) -> Option<Value> {
+    let namespace = format!("--namespace={namespace}");
+    let text = kubectl(&[
+        &namespace,
+        "get",
+        kind,
+        name,
+        "--output=json",
+        "--ignore-not-found",
+    ])
+    .ok();
+    (!text.is_empty()).then(|| serde_json::from_str(&text).unwrap())
+}
+
+/// `helm`, with the repository as its working directory.
+pub(crate) fn helm(arguments: &[&str]) -> Answer {
+    let mut command = Command::new(setting("NEXUS_HELM"));
+    command
+        .args(arguments)
+        .env("KUBECONFIG", setting("NEXUS_E2E_KUBECONFIG"))
+        .current_dir(nexus_tests::clients::repository());
+    run(&mut command, "")
+}
+
+/// Values that make the chart find what runs in this cluster.
+pub(crate) fn values() -> Vec<String> {
+    let registry = setting("NEXUS_E2E_REGISTRY");
+    let tag = tag();
+    [
+        format!("image.registry={registry}"),
+        format!("image.tag={tag}"),
+        format!("sidecar.image.registry={registry}"),
+        format!("sidecar.image.tag={tag}"),
+        format!("sidecar.gatewayUrl={GATEWAY}"),
+        format!("sidecar.caConfigMap={AUTHORITY}"),
+        "sidecar.auth=token".to_owned(),
+    ]
+    .iter()
+    .map(|value| format!("--set={value}"))
+    .collect()
+}
+
+/// Asks again and again until there is an answer; `Err` says what is missing.
+///
+/// # Panics
+///
+/// When the answer does not come.
+pub(crate) fn until<T>(what: &str, mut ask: impl FnMut() -> Result<T, String>) -> T {
+    let start = Instant::now();
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(missing) => assert!(start.elapsed() < LIMIT, "{what}: {missing}"),
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+impl Lab {
+    /// The access token of a connection.
+    pub(crate) fn token(&self, id: &str) -> &str {
+        &self.tokens[id]
+    }
+
+    /// A connection that nobody used yet.
+    pub(crate) fn connection(&self) -> String {
+        let number = self.next_connection.fetch_add(1, Ordering::Relaxed);
+        assert!(
+            number < CONNECTIONS,
+            "more connections are used than there are"
+        );
+        connection(number)
+    }
+
+    /// The authority of gateway and upstream, in PEM.
+    pub(crate) fn authority(&self) -> &str {
+        &self.authority
+    }
+
+    /// A name that nobody used yet.
+    pub(crate) fn unused(&self, prefix: &str) -> String {
+        let number = self.next_namespace.fetch_add(1, Ordering::Relaxed);
+        format!("{prefix}-{number}")
+    }
+
+    fn remove_what_was_left(&self) {
+        helm(&[
+            "uninstall",
+            "nexus",
+            "--namespace",
+            SYSTEM,
+            "--ignore-not-found",
+            "--wait",
+        ])
+        .ok();
+        kubectl(&[
+            "delete",
+            "namespace",
+            "--ignore-not-found",
+            SYSTEM,
+            SERVICES,
+        ])
+        .ok();
+        kubectl(&["delete", "namespace", "--selector=e2e=true"]).ok();
+        let definitions = ["nexusroutes.nexus.io", "nexusproviders.nexus.io"];
+        for definition in definitions {
+            kubectl(&["delete", "crd", "--ignore-not-found", definition]).ok();
+        }
+    }
+
+    fn start_services(&self, authority: &Authority) {
+        let names = ["gateway", "upstream", "other"].map(|name| format!("{name}.{SERVICES}.svc"));
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let (certificate, key) = authority.serving_as(&names);
+        let secret = |name: &str, type_: &str, data: Value| {
+            json!({
+                "apiVersion": "v1", "kind": "Secret", "type": type_,
+                "metadata": {"name": name, "namespace": SERVICES}, "stringData": data,
+            })
+        };
+        let tokens = json!({"tokens.json": json!(self.tokens).to_string()});
+        let mut objects = vec![
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SERVICES}}),
+            secret(
+                "tls",
+                "kubernetes.io/tls",
+                json!({"tls.crt": certificate, "tls.key": key}),
+            ),
+            secret("credentials", "Opaque", tokens),
+        ];
+        objects.extend(service("gateway", &["gateway"]));
+        objects.extend(service("upstream", &["upstream"]));
+        objects.extend(service("other", &["upstream"]));
+        apply(&objects).ok();
+        for name in ["gateway", "upstream", "other"] {
+            rolled_out(SERVICES, &format!("deployment/{name}"));
+        }
+    }
+}
+
+/// Waits until all pods of a Deployment or StatefulSet are new and ready.
+pub(crate) fn rolled_out(namespace: &str, workload: &str) {
+    let namespace = format!("--namespace={namespace}");
+    let timeout = format!("--timeout={}s", LIMIT.as_secs());
+    let answer = kubectl(&[&namespace, "rollout", "status", &timeout, workload]);
+    if !answer.success {
+        let pods = kubectl(&[&namespace, "describe", "pods"]).stdout;
+        panic!("{workload}: {}\n{pods}", answer.stderr);
+    }
+}
+
+fn service(name: &str, arguments: &[&str]) -> [Value; 2] {
+    let deployment = json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": name, "namespace": SERVICES},
+        "spec": {
+            "selector": {"matchLabels": {"app": name}},
+            "template": {
+                "metadata": {"labels": {"app": name}},
+                "spec": {
+                    "terminationGracePeriodSeconds": 1,
+                    "containers": [{
+                        "name": "standin",
+                        "image": "localhost/nexus-standin:1",
+                        "args": arguments,
+                        "ports": [{"containerPort": 8443}],
+                        "readinessProbe": {"tcpSocket": {"port": 8443}, "periodSeconds": 1},
+                        "volumeMounts": [
+                            {"name": "tls", "mountPath": "/etc/standin/tls"},
+                            {"name": "credentials", "mountPath": "/etc/standin/credentials"},
+                        ],
+                    }],
+                    "volumes": [
+                        {"name": "tls", "secret": {"secretName": "tls"}},
+                        {"name": "credentials", "secret": {"secretName": "credentials"}},
+                    ],
+                },
+            },
+        },
+    });
+    let service = json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": name, "namespace": SERVICES},
+        "spec": {"selector": {"app": name}, "ports": [{"port": 443, "targetPort": 8443}]},
+    });
+    [deployment, service]
+}
+
+/// Text for the `data` of a Secret.
+pub(crate) fn encoded(text: &str) -> String {
+    BASE64_STANDARD.encode(text)
+}
+
+/// A file of the tests.
+pub(crate) fn file(name: &str) -> String {
+    let path: PathBuf = nexus_tests::clients::repository()
+        .join("tests/e2e")
+        .join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}

@@ -1,0 +1,64 @@
+//! The whole of it on a cluster with pods that run: the chart installed with helm, a gateway and an HTTPS upstream as
+//! pods, and agents that are Python scripts.
+//!
+//! `cargo xtask e2e` brings the cluster and the images and runs this. Without them every test counts as ignored.
+//! Tests that stop or replace what all of them use run after the others, one by one.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and prints what it measured"
+)]
+
+mod agents;
+mod lab;
+mod lifecycle;
+mod load;
+mod outages;
+mod redteam;
+mod routes;
+mod team;
+mod upgrades;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    let arguments = Arguments::from_args();
+    if lab::is_there() && !arguments.list {
+        lab::set_up();
+        agents::install();
+    }
+    let mut together = Vec::new();
+    agents::tests(&mut together);
+    lifecycle::tests(&mut together);
+    redteam::tests(&mut together);
+    routes::tests(&mut together);
+    let first = libtest_mimic::run(&arguments, together);
+
+    let mut alone = Vec::new();
+    outages::tests(&mut alone);
+    upgrades::tests(&mut alone);
+    let one_by_one = Arguments {
+        test_threads: Some(1),
+        ..arguments
+    };
+    let second = libtest_mimic::run(&one_by_one, alone);
+    if first.has_failed() {
+        first.exit_code()
+    } else {
+        second.exit_code()
+    }
+}
+
+/// A test, which needs a cluster.
+fn test(name: &str, body: fn()) -> Trial {
+    let body = move || {
+        body();
+        Ok(())
+    };
+    Trial::test(name, body).with_ignored_flag(!lab::is_there())
+}

@@ -1,0 +1,126 @@
+//! The end-to-end tests: a cluster with pods, the images, and the tests that run in its network.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::assets;
+use crate::cluster::{self, Cluster};
+use crate::images::{
+    self,
+    product::{Build, PRODUCTS},
+};
+use crate::step::{cargo, repository, run, step, target};
+
+/// Where the images are said to come from.
+const REGISTRY: &str = "localhost";
+const TAG: &str = env!("CARGO_PKG_VERSION");
+
+/// Which cluster, and which tests.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// Use the cluster of this kubeconfig instead of one of ours. It must have the images of `cargo xtask images --tests`.
+    #[arg(long)]
+    kubeconfig: Option<PathBuf>,
+    /// Leaves the cluster as the tests left it, in target/cluster-e2e.
+    #[arg(long)]
+    keep: bool,
+    /// Passed to the tests: names, or --test-threads N.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Runs them.
+pub(crate) fn e2e(arguments: Arguments) -> anyhow::Result<()> {
+    let cluster = match &arguments.kubeconfig {
+        Some(kubeconfig) => Cluster::Given(std::path::absolute(kubeconfig)?),
+        None => cluster::started(&folder())?,
+    };
+    let done = run_in(&cluster, &arguments.arguments);
+    match cluster {
+        Cluster::Ours(node) if !arguments.keep => {
+            step("cluster down", || node.down())?;
+            done
+        }
+        _ => done,
+    }
+}
+
+/// The same as a part of `cargo xtask test`: where no cluster can be started it says why, and that is all.
+#[expect(clippy::print_stdout, reason = "a command line tool's output")]
+pub(crate) fn e2e_where_possible() -> anyhow::Result<()> {
+    match cluster::obstacles(&folder())? {
+        Some(obstacles) => {
+            println!("==> end-to-end tests: not run\n{obstacles}");
+            Ok(())
+        }
+        None => e2e(Arguments {
+            kubeconfig: None,
+            keep: false,
+            arguments: Vec::new(),
+        }),
+    }
+}
+
+fn folder() -> PathBuf {
+    target().join("cluster-e2e")
+}
+
+/// Builds what pods run: the product under the tag of this version and that of the next, and what only tests need.
+fn images() -> anyhow::Result<Vec<PathBuf>> {
+    let folder = target().join("images");
+    let mut files = images::tests(&folder)?;
+    for (tag, folder) in [
+        (TAG.to_owned(), folder.clone()),
+        (format!("{TAG}-next"), folder.join("next")),
+    ] {
+        let build = Build {
+            registry: REGISTRY.to_owned(),
+            tag,
+            profile: "release".to_owned(),
+        };
+        for product in &PRODUCTS {
+            files.push(images::write(product, &build, &folder)?);
+        }
+    }
+    Ok(files)
+}
+
+fn run_in(cluster: &Cluster, arguments: &[String]) -> anyhow::Result<()> {
+    let images = images()?;
+    if let Cluster::Ours(node) = cluster {
+        step("load the images", || cluster::load(node, &images))?;
+    }
+    // Before, since there is no network where they run.
+    let tests = ["test", "--workspace", "--test", "e2e"];
+    run(cargo(&tests).arg("--no-run"))?;
+    step("end-to-end tests", || {
+        let mut command = cluster.command(env!("CARGO"))?;
+        command
+            .args(tests)
+            .arg("--")
+            .args(arguments)
+            .current_dir(repository())
+            .env("NEXUS_E2E_REGISTRY", REGISTRY)
+            .env("NEXUS_E2E_TAG", TAG)
+            .env("NEXUS_HELM", assets::helm()?);
+        match cluster {
+            Cluster::Given(kubeconfig) => command.env("NEXUS_E2E_KUBECONFIG", kubeconfig),
+            Cluster::Ours(node) => command
+                .env("NEXUS_E2E_KUBECONFIG", node.kubeconfig())
+                .env("NEXUS_E2E_RESTART", restart(&node.path(""))?),
+        };
+        run(&mut command)
+    })
+}
+
+/// A command that restarts the component that is its last argument, for `sh`.
+fn restart(folder: &std::path::Path) -> anyhow::Result<String> {
+    let program = std::env::current_exe().context("where this program is")?;
+    Ok(format!(
+        "'{}' cluster restart --folder '{}'",
+        program.display(),
+        folder.display()
+    ))
+}
