@@ -3,8 +3,8 @@
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::lab::{self, SYSTEM, apply, helm, kubectl, lab, rolled_out, until, values};
-use crate::team::{PROVIDER, Team, agent, container, providers};
+use crate::lab::{self, kubectl, lab};
+use crate::team::{PROVIDER, Team, agent, container};
 use crate::test;
 
 /// The tests of this file.
@@ -17,26 +17,6 @@ pub(crate) fn tests(list: &mut Vec<Trial>) {
         "the_credential_is_nowhere_in_an_agents_reach",
         the_credential_is_nowhere_in_an_agents_reach,
     ));
-}
-
-/// Installs the chart as a user does.
-pub(crate) fn install() {
-    kubectl(&["create", "namespace", SYSTEM]).ok();
-    let label = "pod-security.kubernetes.io/enforce=restricted";
-    kubectl(&["label", "namespace", SYSTEM, label]).ok();
-    let values = values();
-    let mut arguments = vec!["install", "nexus", "charts/nexus", "--namespace", SYSTEM];
-    arguments.extend(values.iter().map(String::as_str));
-    helm(&arguments).ok();
-    rolled_out(SYSTEM, "deployment/nexus-operator");
-    until("the providers are taken", || {
-        let answer = apply(&providers());
-        if answer.success {
-            Ok(())
-        } else {
-            Err(answer.stderr)
-        }
-    });
 }
 
 fn a_request_arrives_authenticated() {

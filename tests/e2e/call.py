@@ -6,6 +6,7 @@ import sys
 
 import requests
 
+requests.packages.urllib3.disable_warnings()
 method, url, *headers = sys.argv[1:]
 if url.startswith("/"):
     url = os.environ["NEXUS_SIDECAR_URL"] + url

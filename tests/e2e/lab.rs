@@ -8,8 +8,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::prelude::BASE64_STANDARD;
 use nexus_tests::apiserver::Answer;
 use nexus_tests::connection;
 use nexus_tests::tls::Authority;
@@ -114,12 +112,20 @@ pub(crate) fn run(command: &mut Command, input: &str) -> Answer {
     }
 }
 
+/// The kubeconfig of an administrator.
+pub(crate) fn kubeconfig() -> String {
+    setting("NEXUS_E2E_KUBECONFIG")
+}
+
+/// The program `helm`.
+pub(crate) fn helm_program() -> PathBuf {
+    setting("NEXUS_HELM").into()
+}
+
 /// A `kubectl` of an administrator.
 pub(crate) fn kubectl_command(arguments: &[&str]) -> Command {
     let mut command = Command::new("kubectl");
-    command
-        .args(arguments)
-        .env("KUBECONFIG", setting("NEXUS_E2E_KUBECONFIG"));
+    command.args(arguments).env("KUBECONFIG", kubeconfig());
     command
 }
 
@@ -154,10 +160,10 @@ pub(crate) fn get(namespace: &str, kind: &str, name: &str) -> Option<Value> {
 
 /// `helm`, with the repository as its working directory.
 pub(crate) fn helm(arguments: &[&str]) -> Answer {
-    let mut command = Command::new(setting("NEXUS_HELM"));
+    let mut command = Command::new(helm_program());
     command
         .args(arguments)
-        .env("KUBECONFIG", setting("NEXUS_E2E_KUBECONFIG"))
+        .env("KUBECONFIG", kubeconfig())
         .current_dir(nexus_tests::clients::repository());
     run(&mut command, "")
 }
@@ -324,11 +330,6 @@ fn service(name: &str, arguments: &[&str]) -> [Value; 2] {
         "spec": {"selector": {"app": name}, "ports": [{"port": 443, "targetPort": 8443}]},
     });
     [deployment, service]
-}
-
-/// Text for the `data` of a Secret.
-pub(crate) fn encoded(text: &str) -> String {
-    BASE64_STANDARD.encode(text)
 }
 
 /// A file of the tests.

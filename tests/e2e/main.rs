@@ -13,6 +13,7 @@
 )]
 
 mod agents;
+mod examples;
 mod lab;
 mod lifecycle;
 mod load;
@@ -30,10 +31,12 @@ fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     if lab::is_there() && !arguments.list {
         lab::set_up();
-        agents::install();
+        examples::install();
+        team::grant();
     }
     let mut together = Vec::new();
     agents::tests(&mut together);
+    examples::tests(&mut together);
     lifecycle::tests(&mut together);
     redteam::tests(&mut together);
     routes::tests(&mut together);

@@ -1,7 +1,5 @@
 //! A team's namespace: what it may use, and pods in which an agent does as it is told.
 
-use std::process::{Child, Stdio};
-
 use nexus_tests::apiserver::Answer;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -193,25 +191,6 @@ impl Team {
         )
     }
 
-    /// Starts a command in the agent's container that goes on until the child is killed or its input closes.
-    pub(crate) fn spawn(&self, pod: &str, command: &[&str]) -> Child {
-        let namespace = format!("--namespace={}", self.namespace);
-        let arguments = [
-            &namespace,
-            "exec",
-            "--stdin",
-            pod,
-            "--container=agent",
-            "--",
-        ];
-        kubectl_command(&[&arguments[..], command].concat())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    }
-
     /// A request by the agent of a pod: a path of the sidecar, or any URL.
     pub(crate) fn call(&self, pod: &str, url: &str) -> Reply {
         self.call_with(pod, url, &[])
@@ -284,8 +263,8 @@ pub(crate) fn container(name: &str, script: &str) -> Value {
     })
 }
 
-/// The NexusProviders of all teams.
-pub(crate) fn providers() -> [Value; 2] {
+/// Applies the NexusProviders of all teams.
+pub(crate) fn grant() {
     let provider = |name: &str, urls: [&str; 2]| {
         json!({
             "apiVersion": "nexus.io/v1alpha1",
@@ -301,8 +280,9 @@ pub(crate) fn providers() -> [Value; 2] {
             },
         })
     };
-    [
+    apply(&[
         provider(PROVIDER, [lab::UPSTREAM, lab::OTHER]),
         provider(SECOND, [lab::OTHER, lab::UPSTREAM]),
-    ]
+    ])
+    .ok();
 }

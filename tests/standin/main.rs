@@ -69,7 +69,6 @@ async fn main() {
     let arguments = Arguments::parse();
     let text = std::fs::read_to_string(&arguments.tokens).expect("a file of tokens");
     let tokens: HashMap<String, String> = serde_json::from_str(&text).expect("tokens by id");
-    let tls = tls(&arguments.tls);
     let mut terminated = signal(SignalKind::terminate()).unwrap();
     match arguments.role {
         Role::Gateway { api_key_file } => {
@@ -79,6 +78,7 @@ async fn main() {
             });
             let bearer = None;
             let access = Access { api_key, bearer };
+            let tls = tls(&arguments.tls, &["http/1.1"]);
             let broker = Broker::serve(arguments.listen, Front::Gateway, access, tls).await;
             for (id, token) in tokens {
                 broker.set(&id, Answer::oauth2(&token));
@@ -91,6 +91,7 @@ async fn main() {
                 .into_iter()
                 .map(|(id, token)| (format!("Bearer {token}"), id))
                 .collect();
+            let tls = tls(&arguments.tls, &["h2", "http/1.1"]);
             let upstream = Upstream::builder()
                 .at(arguments.listen)
                 .with(tls)
@@ -104,9 +105,9 @@ async fn main() {
     }
 }
 
-fn tls(folder: &Path) -> Arc<ServerConfig> {
+fn tls(folder: &Path, alpn: &[&str]) -> Arc<ServerConfig> {
     let read = |name| std::fs::read_to_string(folder.join(name)).expect("a certificate and a key");
-    server_of(&read("tls.crt"), &read("tls.key"), &["h2", "http/1.1"])
+    server_of(&read("tls.crt"), &read("tls.key"), alpn)
 }
 
 /// Says in the log who asked, which is what a test believes: an answer has passed the sidecar.
