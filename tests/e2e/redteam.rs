@@ -56,6 +56,16 @@ const PATCHER: &str = "patcher";
 const EDITOR: &str = "editor";
 const ROOT: &str = "root";
 
+/// `kubectl` as the service account of its pod. Without being told where, it would ask the sidecar's port.
+const KUBECTL: [&str; 4] = [
+    "sh",
+    "-c",
+    r#"cd /var/run/secrets/kubernetes.io/serviceaccount
+    exec kubectl --server=https://kubernetes.default.svc --certificate-authority=ca.crt --token="$(cat token)" \
+        --namespace="$(cat namespace)" --cache-dir=/tmp/kube --request-timeout=20s "$@""#,
+    "kubectl",
+];
+
 fn a_red_team_gets_what_its_routes_allow() {
     let scene = Scene::new();
     let mut rows = Vec::new();
@@ -144,20 +154,12 @@ impl Scene {
 
     /// `kubectl` in an attacker's pod, as its service account.
     fn kubectl(&self, who: &str, arguments: &[&str]) -> Answer {
-        self.run(
-            who,
-            &[&["kubectl", "--request-timeout=20s"], arguments].concat(),
-        )
+        self.run(who, &[&KUBECTL[..], arguments].concat())
     }
 
     /// `kubectl` with an object.
     fn send(&self, who: &str, arguments: &[&str], object: &Value) -> Answer {
-        let command = [
-            &["kubectl", "--request-timeout=20s"],
-            arguments,
-            &["--filename=-"],
-        ]
-        .concat();
+        let command = [&KUBECTL[..], arguments, &["--filename=-"]].concat();
         self.team
             .exec_in(who, "agent", &command, &object.to_string())
     }
@@ -237,13 +239,7 @@ impl Scene {
                 &["request_denied", "bad_request"],
             ),
         );
-        row(
-            "smuggle a request by two lengths",
-            self.raw_sidecar(
-                "POST /via/upstream@mine/a HTTP/1.1\\r\\nHost: localhost:8080\\r\\nContent-Length: 40\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /keys/new HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n",
-                &["HTTP/1.1 400"],
-            ),
-        );
+        row("smuggle a request by two lengths", self.smuggle());
         row(
             "a tunnel through it (CONNECT)",
             self.raw_sidecar(
@@ -276,6 +272,28 @@ impl Scene {
         match fine.iter().find(|text| said.stdout.contains(**text)) {
             Some(text) => Refused((*text).to_owned()),
             None => Breach(format!("{said:?}")),
+        }
+    }
+
+    /// Content-Length and Transfer-Encoding disagree about where the next request begins.
+    fn smuggle(&self) -> Outcome {
+        let request = "POST /via/upstream@mine/a HTTP/1.1\\r\\nHost: localhost:8080\\r\\nContent-Length: 40\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /keys/new HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n";
+        let command = [
+            "python3",
+            "/tools/attack.py",
+            "raw",
+            "127.0.0.1",
+            "8080",
+            request,
+        ];
+        let said = self.run(PLAIN, &command).stdout;
+        if said.matches("HTTP/1.1 ").count() == 1 && said.contains("connection: close") {
+            Own(
+                "one request, and the rest of the connection is dropped (RFC 9112 section 6.3)"
+                    .to_owned(),
+            )
+        } else {
+            Breach(said)
         }
     }
 
@@ -608,7 +626,7 @@ impl Scene {
         let route = json!({
             "apiVersion": "nexus.io/v1alpha1", "kind": "NexusRoute",
             "metadata": {"name": "stolen", "namespace": self.team.namespace},
-            "spec": {"provider": PROVIDER, "connections": [{"tenant": "mine", "connectionId": self.theirs}]},
+            "spec": {"provider": PROVIDER, "connections": [{"tenant": "stolen", "connectionId": self.theirs}]},
         });
         row(
             "write a NexusRoute with the other team's connection",
@@ -659,9 +677,19 @@ impl Scene {
     }
 
     fn deleted_table(&self) -> Outcome {
-        self.kubectl(EDITOR, &["delete", "configmap", "nexus-routes"]);
+        let uid = |table: &Value| table["metadata"]["uid"].clone();
+        let before = uid(&self.team.object("configmap", "nexus-routes"));
+        let said = self.kubectl(EDITOR, &["delete", "configmap", "nexus-routes"]);
+        if !said.success {
+            return forbidden(&said);
+        }
         until("the table is put back", || {
-            get(&self.team.namespace, "configmap", "nexus-routes").ok_or_else(String::new)
+            let table = get(&self.team.namespace, "configmap", "nexus-routes");
+            let table = table.ok_or("it is not there")?;
+            if uid(&table) == before {
+                return Err("it is still there".to_owned());
+            }
+            Ok(())
         });
         Refused("the operator put it back".to_owned())
     }
