@@ -13,6 +13,7 @@
 )]
 
 mod agents;
+mod charts;
 mod examples;
 mod lab;
 mod lifecycle;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
     let mut alone = Vec::new();
     outages::tests(&mut alone);
     upgrades::tests(&mut alone);
+    charts::tests(&mut alone);
     let one_by_one = Arguments {
         test_threads: Some(1),
         ..arguments

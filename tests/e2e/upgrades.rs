@@ -26,6 +26,17 @@ pub(crate) fn tests(list: &mut Vec<Trial>) {
     ));
 }
 
+/// Admissions by our webhooks that the API server counted.
+fn answered() -> f64 {
+    let text = kubectl(&["get", "--raw=/metrics"]).ok();
+    let requests = "apiserver_admission_webhook_request_total";
+    sum(
+        &text,
+        requests,
+        &["name=\"inject.nexus.io\"", "code=\"200\""],
+    )
+}
+
 /// What the API server counts of webhooks that failed or refused.
 #[derive(Debug, PartialEq)]
 struct Failures {
@@ -63,7 +74,7 @@ fn an_upgrade_under_load_fails_no_admission_and_no_request() {
     team.served("older", "/via/upstream/before");
     let load = Load::start(&team, "older", "/via/upstream/load");
     let older = team.object("pod", "older")["spec"]["initContainers"][0]["image"].clone();
-    let before = failures();
+    let (before, answered_before) = (failures(), answered());
 
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (end, ended) = watch::channel(false);
@@ -94,6 +105,11 @@ fn an_upgrade_under_load_fails_no_admission_and_no_request() {
         "too few pods: {created}"
     );
     assert_eq!(failures(), before);
+    let answered = answered() - answered_before;
+    assert!(
+        answered >= f64::from(created),
+        "the API server counts {answered} admissions"
+    );
 
     team.start(&agent("newer"));
     let newer = &team.object("pod", "newer")["spec"]["initContainers"][0]["image"];

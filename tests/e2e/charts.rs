@@ -1,0 +1,131 @@
+//! `helm test`, and what is left when the chart is uninstalled while pods with sidecars run.
+
+use libtest_mimic::Trial;
+use serde_json::json;
+use tempfile::NamedTempFile;
+
+use crate::lab::{LIMIT, SERVICES, SYSTEM, UPSTREAM, helm, kubectl, lab, rolled_out, values};
+use crate::team::{PROVIDER, SECOND, Team, agent};
+use crate::test;
+
+/// The tests of this file, which must run alone.
+pub(crate) fn tests(list: &mut Vec<Trial>) {
+    list.push(test(
+        "helm_test_proves_the_whole_way",
+        helm_test_proves_the_whole_way,
+    ));
+    list.push(test(
+        "uninstalling_leaves_what_runs",
+        uninstalling_leaves_what_runs,
+    ));
+}
+
+/// `helm upgrade` to the values of the tests, and to these.
+fn upgrade(more: &serde_json::Value) {
+    // Not by `--set`, which has characters of its own.
+    let file = NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), more.to_string()).unwrap();
+    let file = format!("--values={}", file.path().display());
+    let values = values();
+    let arguments = [
+        "upgrade",
+        "nexus",
+        "charts/nexus",
+        "--namespace",
+        SYSTEM,
+        &file,
+    ];
+    let values = values.iter().map(String::as_str);
+    helm(&arguments.into_iter().chain(values).collect::<Vec<_>>()).ok();
+    rolled_out(SYSTEM, "deployment/nexus-operator");
+}
+
+fn helm_test_proves_the_whole_way() {
+    let team = Team::new("helm-test");
+    let timeout = format!("{}s", LIMIT.as_secs());
+    let run = || {
+        helm(&[
+            "test",
+            "nexus",
+            "--namespace",
+            SYSTEM,
+            "--timeout",
+            &timeout,
+        ])
+    };
+    let id = lab().connection();
+    let facts = |connection: &str, path: &str| {
+        json!({"test": {
+            "namespace": team.namespace,
+            "image": {"registry": "localhost", "repository": "busybox", "tag": "1"},
+            "connectionId": connection,
+            "path": path,
+            "upstream": {
+                "url": UPSTREAM,
+                "allowPrivateAddresses": true,
+                "caBundle": lab().authority(),
+            },
+        }})
+    };
+    // Without a connection it goes as far as the gateway.
+    upgrade(&facts("", "/"));
+    run().ok();
+    upgrade(&facts(&id, "/helm-test"));
+    run().ok();
+    let log = kubectl(&[
+        "--namespace",
+        SERVICES,
+        "logs",
+        "deployment/upstream",
+        "--tail=-1",
+    ])
+    .ok();
+    let arrived = log
+        .lines()
+        .any(|line| line.contains(&id) && line.contains("/helm-test"));
+    assert!(arrived, "the test's request did not arrive authenticated");
+    let pods = team.kubectl(&["get", "pods", "--output=name"]).ok();
+    assert_eq!(pods, "", "the test left pods");
+    // It must be able to fail.
+    upgrade(&facts(&id, "/status/500"));
+    run().refused();
+}
+
+fn uninstalling_leaves_what_runs() {
+    let team = Team::new("uninstall");
+    let id = team.route(PROVIDER, "");
+    team.start(&agent("agent"));
+    team.served("agent", "/via/upstream/before");
+    helm(&["uninstall", "nexus", "--namespace", SYSTEM, "--wait"]).ok();
+    let kinds = "validatingwebhookconfigurations,mutatingwebhookconfigurations,validatingadmissionpolicies,\
+                 validatingadmissionpolicybindings,clusterroles,clusterrolebindings";
+    let left = kubectl(&[
+        "get",
+        kinds,
+        "--output=name",
+        "--selector=app.kubernetes.io/part-of=nexus",
+    ]);
+    assert_eq!(left.ok(), "");
+    assert_eq!(team.served("agent", "/via/upstream/after").connection(), id);
+
+    // Definitions and routes stayed, and the next release takes them over.
+    let values = values();
+    let arguments = ["install", "nexus", "charts/nexus", "--namespace", SYSTEM];
+    let arguments: Vec<_> = arguments
+        .into_iter()
+        .chain(values.iter().map(String::as_str))
+        .collect();
+    helm(&arguments).ok();
+    rolled_out(SYSTEM, "deployment/nexus-operator");
+    assert_eq!(
+        team.object("nexusroute", PROVIDER)["spec"]["provider"],
+        PROVIDER
+    );
+    let second = team.route(SECOND, "");
+    team.start(&agent("again"));
+    assert_eq!(
+        team.served("again", "/via/second/again").connection(),
+        second
+    );
+    assert_eq!(team.served("agent", "/via/upstream/again").connection(), id);
+}
