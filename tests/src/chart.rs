@@ -7,26 +7,31 @@ use std::process::{Command, Output};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::apiserver::Cluster;
+
 /// Namespace that [`render`] renders for.
 pub const NAMESPACE: &str = "nexus-system";
 
 /// Version of Kubernetes that the chart is rendered for; `helm` built from source believes in a very old one.
 const KUBERNETES: &str = "1.35.4";
 
-/// The chart's objects with these values set, e.g. `[("sidecar.auth", "token")]`, for the namespace [`NAMESPACE`].
-/// Sidecars get `https://gateway.test` unless the values name a gateway or a broker.
+/// The chart's objects with these values set, e.g. `[("sidecar.auth", "token")]`, for the namespace [`NAMESPACE`]; not
+/// what `helm test` makes. Sidecars get `https://gateway.test` unless the values name a gateway or a broker.
 ///
 /// # Panics
 ///
 /// Where there is no `helm`, or the chart refuses the values.
 pub fn render(values: &[(&str, &str)]) -> Vec<Value> {
-    let output = template(values);
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(output.status.success(), "helm: {}", text(&output.stderr));
-    yaml_serde::Deserializer::from_str(&text(&output.stdout))
-        .map(|document| Value::deserialize(document).expect("helm renders YAML"))
-        .filter(|object| !object.is_null())
-        .collect()
+    objects(&set(values).arg("--skip-tests").output().unwrap())
+}
+
+/// The same and what `helm test` makes.
+///
+/// # Panics
+///
+/// Where there is no `helm`, or the chart refuses the values.
+pub fn render_with_tests(values: &[(&str, &str)]) -> Vec<Value> {
+    objects(&template(values))
 }
 
 /// What `helm template` says, also where it refuses.
@@ -35,13 +40,11 @@ pub fn render(values: &[(&str, &str)]) -> Vec<Value> {
 ///
 /// Where there is no `helm`.
 pub fn template(values: &[(&str, &str)]) -> Output {
-    let mut command = helm();
-    command.args(["template", "nexus"]).arg(folder()).args([
-        "--namespace",
-        NAMESPACE,
-        "--kube-version",
-        KUBERNETES,
-    ]);
+    set(values).output().unwrap()
+}
+
+fn set(values: &[(&str, &str)]) -> Command {
+    let mut command = command();
     let named = |name: &&str| matches!(*name, "sidecar.gatewayUrl" | "sidecar.brokerUrl");
     if !values.iter().any(|(name, _)| named(name)) {
         command.args(["--set", "sidecar.gatewayUrl=https://gateway.test"]);
@@ -49,7 +52,32 @@ pub fn template(values: &[(&str, &str)]) -> Output {
     for (name, value) in values {
         command.arg("--set").arg(format!("{name}={value}"));
     }
-    command.output().expect("helm runs")
+    command
+}
+
+/// `helm template` of the chart for the namespace [`NAMESPACE`], without values.
+///
+/// # Panics
+///
+/// Where there is no `helm`.
+pub fn command() -> Command {
+    let mut command = helm();
+    command.args(["template", "nexus"]).arg(folder()).args([
+        "--namespace",
+        NAMESPACE,
+        "--kube-version",
+        KUBERNETES,
+    ]);
+    command
+}
+
+fn objects(output: &Output) -> Vec<Value> {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(output.status.success(), "helm: {}", text(&output.stderr));
+    yaml_serde::Deserializer::from_str(&text(&output.stdout))
+        .map(|document| Value::deserialize(document).expect("helm renders YAML"))
+        .filter(|object| !object.is_null())
+        .collect()
 }
 
 /// The folder of the chart.
@@ -78,6 +106,23 @@ pub fn helm() -> Command {
         "there is no helm: `cargo xtask assets` builds it, or set NEXUS_HELM to one"
     );
     Command::new(program)
+}
+
+/// `helm` on a cluster, as an administrator; what it keeps of its own is removed with the cluster.
+///
+/// # Panics
+///
+/// Where there is none.
+pub fn helm_on(cluster: &Cluster) -> Command {
+    let mut command = helm();
+    let home = cluster.scratch("helm");
+    for kind in ["CACHE", "CONFIG", "DATA"] {
+        command.env(format!("HELM_{kind}_HOME"), home.join(kind));
+    }
+    command
+        .env("KUBECONFIG", cluster.kubeconfig())
+        .env("HOME", home);
+    command
 }
 
 /// The objects of a kind, e.g. `ClusterRole`.

@@ -57,11 +57,7 @@ impl Installation {
     ///
     /// When the API server refuses an object.
     pub fn new(cluster: &'static Cluster, values: &[(&str, &str)]) -> Self {
-        let port = TcpListener::bind("127.0.0.1:0")
-            .and_then(|listener| listener.local_addr())
-            .unwrap()
-            .port();
-        Self::behind(cluster, values, port)
+        Self::behind(cluster, values, free_port())
     }
 
     /// Installs the chart so that the API server finds the webhooks on `port` of this machine.
@@ -101,6 +97,21 @@ impl Installation {
         Self {
             cluster,
             port,
+            arguments,
+        }
+    }
+
+    /// What `helm` has installed already. The API server does not find its webhooks, as the Service has no pods.
+    ///
+    /// # Panics
+    ///
+    /// When there is no Deployment.
+    pub fn of_helm(cluster: &'static Cluster) -> Self {
+        let deployment = cluster.get(NAMESPACE, "deployment", "nexus-operator");
+        let arguments = process_arguments(&deployment.expect("the chart is installed"));
+        Self {
+            cluster,
+            port: free_port(),
             arguments,
         }
     }
@@ -167,6 +178,13 @@ impl Installation {
         }
         operator
     }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .unwrap()
+        .port()
 }
 
 /// The arguments of the operator's container but for its addresses, which the tests give by the environment.

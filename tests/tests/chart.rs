@@ -10,7 +10,7 @@ use nexus_tests::operator;
 use serde_json::{Value, json};
 
 /// Sets of values that differ in what is rendered.
-const VARIANTS: [&[(&str, &str)]; 7] = [
+const VARIANTS: [&[(&str, &str)]; 8] = [
     &[],
     &[("sidecar.auth", "token")],
     &[
@@ -60,7 +60,20 @@ const VARIANTS: [&[(&str, &str)]; 7] = [
         ("metrics.dashboard.enabled", "true"),
         ("networkPolicy.enabled", "true"),
     ],
+    &[
+        ("test.connectionId", "7d6f3c1e-5b0a-4c8e-9d2f-3a4b5c6d7e8f"),
+        ("test.tenant", "t_1"),
+        ("test.path", "/$metadata"),
+        ("test.upstream.url", "http://api.team.svc:8080/v1"),
+        ("test.upstream.allowInsecure", "true"),
+        ("test.upstream.allowPrivateAddresses", "true"),
+        ("test.imagePullSecrets[0].name", "mirror"),
+        ("test.tolerations[0].operator", "Exists"),
+        ("global.imageRegistry", "registry.test/mirror"),
+    ],
 ];
+/// What `helm test` makes, and where.
+const TEST: &str = "nexus-operator-helm-test";
 
 fn operator_arguments(objects: &[Value]) -> Vec<&str> {
     let deployments = chart::of_kind(objects, "Deployment");
@@ -166,19 +179,163 @@ fn it_says_what_is_missing() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(
-        said.contains("chart requires kubeVersion: >=1.30.0-0"),
+        said.contains(
+            "chart requires kubeVersion: >=1.30.0-0 which is incompatible with Kubernetes v1.29.9"
+        ),
         "{said}"
     );
 }
 
 #[test]
+fn what_it_cannot_do_is_refused_with_a_sentence() {
+    let relay = refusal(&[("relay.enabled", "true")]);
+    assert!(
+        relay.contains("This version of the chart has no relay yet"),
+        "{relay}"
+    );
+    let id = ("test.connectionId", "7d6f3c1e-5b0a-4c8e-9d2f-3a4b5c6d7e8f");
+    assert!(refusal(&[id]).contains("set test.upstream.url, or test.provider"));
+    for namespace in [chart::NAMESPACE, "kube-system", "monitoring"] {
+        let said = refusal(&[
+            ("test.namespace", namespace),
+            ("webhook.excludeNamespaces[0]", "monitoring"),
+        ]);
+        let why = format!("Nothing is injected in the namespace {namespace}");
+        assert!(said.contains(&why), "{said}");
+    }
+}
+
+/// The names of all values and groups of values.
+fn paths(value: &Value, path: &str, all: &mut Vec<String>) {
+    for (name, value) in value.as_object().into_iter().flatten() {
+        let path = format!("{path}{name}");
+        paths(value, &format!("{path}."), all);
+        all.push(path);
+    }
+}
+
+#[test]
+fn null_unsets_what_may_be_unset_and_is_refused_by_name_elsewhere() {
+    let text = std::fs::read_to_string(chart::folder().join("values.yaml")).unwrap();
+    let mut all = Vec::new();
+    paths(&yaml_serde::from_str(&text).unwrap(), "", &mut all);
+    assert!(all.len() > 100, "{all:?}");
+    let mut taken = 0;
+    for path in &all {
+        let gateway = ("sidecar.gatewayUrl", "https://gateway.test");
+        let values = if path == gateway.0 {
+            [("sidecar.brokerUrl", "https://broker.test"), (path, "null")]
+        } else {
+            [gateway, (path, "null")]
+        };
+        let output = chart::template(&values);
+        let said = String::from_utf8_lossy(&output.stderr);
+        let name = path.rsplit('.').next().unwrap();
+        if output.status.success() {
+            taken += 1;
+            let text = String::from_utf8_lossy(&output.stdout);
+            assert!(!text.contains("%!") && !text.contains("<nil>"), "{path}");
+            // Nothing that ends where a value should stand.
+            let broken = text
+                .lines()
+                .find(|line| line.trim().starts_with("- --") && line.ends_with('='));
+            assert_eq!(broken, None, "{path}");
+        } else {
+            let why = format!("missing property '{name}'");
+            assert!(said.contains(&why), "{path}: {said}");
+        }
+    }
+    assert!(taken > 40, "{taken}");
+    // Not what protects, nor what would take definitions and their objects away.
+    for path in ["policies.enabled", "policies", "crds.enabled", "crds.keep"] {
+        refusal(&[(path, "null")]);
+    }
+}
+
+#[test]
+fn one_registry_can_stand_in_for_all() {
+    let objects = chart::render_with_tests(&[
+        ("global.imageRegistry", "mirror.test/nexus/"),
+        ("image.registry", "elsewhere.test"),
+    ]);
+    let arguments = operator_arguments(&objects);
+    assert!(arguments.contains(&"--sidecar-image=mirror.test/nexus/nexus-sidecar:0.1.0"));
+    let operator = &chart::of_kind(&objects, "Deployment")[0]["spec"]["template"]["spec"];
+    let test = &chart::of_kind(&objects, "Pod")[0]["spec"];
+    let image = |pod: &Value| pod["containers"][0]["image"].as_str().unwrap().to_owned();
+    assert_eq!(image(operator), "mirror.test/nexus/nexus-operator:0.1.0");
+    assert!(image(test).starts_with("mirror.test/nexus/busybox:"));
+}
+
+#[test]
+fn the_test_uses_what_is_told_and_its_own_otherwise() {
+    let id = ("test.connectionId", "7d6f3c1e-5b0a-4c8e-9d2f-3a4b5c6d7e8f");
+    let objects = |values: &[(&str, &str)]| {
+        let mut objects = chart::render_with_tests(values);
+        objects.retain(|object| object["metadata"]["annotations"]["helm.sh/hook"] == "test");
+        objects
+    };
+    let kinds = |objects: &[Value]| {
+        let kinds = objects
+            .iter()
+            .map(|object| object["kind"].as_str().unwrap());
+        let mut kinds: Vec<String> = kinds.map(str::to_owned).collect();
+        kinds.sort();
+        kinds.join(" ")
+    };
+    let own = objects(&[]);
+    let all = "Namespace Namespace NexusProvider NexusRoute Pod ServiceAccount";
+    assert_eq!(kinds(&own), all);
+    let there = objects(&[
+        ("test.namespace", "agents"),
+        id,
+        ("test.provider", "github"),
+    ]);
+    assert_eq!(kinds(&there), "NexusRoute Pod ServiceAccount");
+    for object in there {
+        assert_eq!(object["metadata"]["namespace"], "agents");
+    }
+    assert!(objects(&[("test.enabled", "false")]).is_empty());
+
+    // A namespace that is made for the test has no Secret: then there is no use in waiting for it.
+    let key = [("sidecar.auth", "api-key"), ("sidecar.authSecret", "key")];
+    let pod = |values: &[(&str, &str)]| chart::of_kind(&objects(values), "Pod")[0].clone();
+    let stuck = pod(&key);
+    assert!(stuck["metadata"]["annotations"]["nexus.io/inject"].is_null());
+    assert!(
+        stuck["spec"]
+            .to_string()
+            .contains("sidecars need the Secret key")
+    );
+    let fine = pod(&[key[0], key[1], ("test.namespace", "agents")]);
+    assert_eq!(fine["metadata"]["annotations"]["nexus.io/inject"], "true");
+    assert!(!fine["spec"].to_string().contains("sidecars need"));
+}
+
+#[test]
 fn the_api_server_takes_every_object_that_it_renders() {
     let cluster = Cluster::shared();
-    cluster
-        .kubectl(&["create", "namespace", chart::NAMESPACE])
-        .ok();
+    for namespace in [chart::NAMESPACE, TEST] {
+        cluster.kubectl(&["create", "namespace", namespace]).ok();
+    }
+    let account = ["--namespace", TEST, "create", "serviceaccount", TEST];
+    cluster.kubectl(&account).ok();
+    let definitions = json!({
+        "apiVersion": "v1", "kind": "List",
+        "items": chart::of_kind(&chart::render(&[]), "CustomResourceDefinition"),
+    });
+    let apply = ["apply", "--server-side", "--filename=-"];
+    cluster.kubectl_with(&apply, &definitions.to_string()).ok();
+    let established = [
+        "wait",
+        "--for=condition=Established",
+        "--timeout=60s",
+        "crd",
+        "--all",
+    ];
+    cluster.kubectl(&established).ok();
     for values in VARIANTS {
-        let mut items = chart::render(values);
+        let mut items = chart::render_with_tests(values);
         // Kinds of cert-manager and of the Prometheus operator, which are not here.
         items.retain(|object| {
             let version = object["apiVersion"].as_str().unwrap();
@@ -202,7 +359,7 @@ fn the_api_server_takes_every_object_that_it_renders() {
 }
 
 #[test]
-fn the_pod_passes_the_restricted_security_standard() {
+fn every_pod_passes_the_restricted_security_standard() {
     let cluster = Cluster::shared();
     let namespace = cluster.namespace("restricted");
     cluster
@@ -213,30 +370,32 @@ fn the_pod_passes_the_restricted_security_standard() {
             "pod-security.kubernetes.io/enforce=restricted",
         ])
         .ok();
-    cluster
-        .kubectl(&[
-            "--namespace",
-            &namespace,
-            "create",
-            "serviceaccount",
-            "nexus-operator",
-        ])
-        .ok();
-    for values in [&[][..], &[("certificates.certManager.enabled", "true")]] {
-        let objects = chart::render(values);
+    for name in ["nexus-operator", TEST] {
+        let account = ["--namespace", &namespace, "create", "serviceaccount", name];
+        cluster.kubectl(&account).ok();
+    }
+    for values in [
+        &[][..],
+        &[("certificates.certManager.enabled", "true")],
+        &[("sidecar.runAsUser", "null")],
+    ] {
+        let objects = chart::render_with_tests(values);
         let template = &chart::of_kind(&objects, "Deployment")[0]["spec"]["template"];
-        let pod = json!({
-            "apiVersion": "v1", "kind": "Pod", "spec": template["spec"],
-            "metadata": {"name": "operator", "namespace": namespace},
-        });
-        let dry = [
-            "create",
-            "--dry-run=server",
-            "--validate=strict",
-            "--filename=-",
-        ];
-        let answer = cluster.kubectl_with(&dry, &pod.to_string());
-        assert_eq!(answer.stderr, "");
+        let test = chart::of_kind(&objects, "Pod")[0];
+        for spec in [&template["spec"], &test["spec"]] {
+            let pod = json!({
+                "apiVersion": "v1", "kind": "Pod", "spec": spec,
+                "metadata": {"name": "pod", "namespace": namespace},
+            });
+            let dry = [
+                "create",
+                "--dry-run=server",
+                "--validate=strict",
+                "--filename=-",
+            ];
+            let answer = cluster.kubectl_with(&dry, &pod.to_string());
+            assert_eq!(answer.stderr, "");
+        }
     }
 }
 

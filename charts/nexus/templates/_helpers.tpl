@@ -27,21 +27,22 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version | replace "+" "_" }}
 system:serviceaccount:{{ .Release.Namespace }}:{{ include "nexus.serviceAccountName" . }}
 {{- end }}
 
-{{/* An image's repository with its registry; takes the image's values. */}}
+{{/* An image's repository with its registry; takes a list of the root and the image's values. */}}
 {{- define "nexus.repository" -}}
-{{ with .registry }}{{ trimSuffix "/" . }}/{{ end }}{{ required "image.repository and sidecar.image.repository must not be empty" .repository }}
+{{- $image := index . 1 -}}
+{{ with (index . 0).Values.global.imageRegistry | default $image.registry }}{{ trimSuffix "/" . }}/{{ end }}{{ $image.repository }}
 {{- end }}
 
-{{/* A whole image reference; takes a list of an image's values and the version that stands in for tag and digest. */}}
+{{/* A whole image reference; takes a list of the root and the image's values. The chart's version stands in for tag and digest. */}}
 {{- define "nexus.image" -}}
-{{- $image := index . 0 -}}
-{{- $tag := $image.tag | default (ternary "" (index . 1) (not (empty $image.digest))) -}}
-{{ include "nexus.repository" $image }}{{ with $tag }}:{{ . }}{{ end }}{{ with $image.digest }}@{{ . }}{{ end }}
+{{- $image := index . 1 -}}
+{{- $tag := $image.tag | default (ternary "" (index . 0).Chart.AppVersion (not (empty $image.digest))) -}}
+{{ include "nexus.repository" . }}{{ with $tag }}:{{ . }}{{ end }}{{ with $image.digest }}@{{ . }}{{ end }}
 {{- end }}
 
 {{/* Namespaces where nothing is injected: what the cluster needs to start, and the operator's own. */}}
 {{- define "nexus.excludedNamespaces" -}}
-{{ concat (list "kube-system" "kube-node-lease" .Release.Namespace) .Values.webhook.excludeNamespaces | uniq | toJson }}
+{{ concat (list "kube-system" "kube-node-lease" .Release.Namespace) (.Values.webhook.excludeNamespaces | default list) | uniq | toJson }}
 {{- end }}
 
 {{/* The audience of the token that only sidecars mount; fixed, the operator and the relay know no other. */}}
@@ -72,4 +73,42 @@ metadata:
 spec:
   policyName: {{ index . 1 }}
   validationActions: [{{ index . 2 }}]
+{{- end }}
+
+{{/* Name of what `helm test` makes. */}}
+{{- define "nexus.testName" -}}
+{{ include "nexus.fullname" . | trunc 53 | trimSuffix "-" }}-helm-test
+{{- end }}
+
+{{/* Namespace that it tests in. */}}
+{{- define "nexus.testNamespace" -}}
+{{ .Values.test.namespace | default (include "nexus.testName" .) }}
+{{- end }}
+
+{{/* Says when a hook of the test is made, from low to high, and when it goes; takes the weight and the policies. */}}
+{{- define "nexus.testHook" -}}
+helm.sh/hook: test
+helm.sh/hook-weight: {{ index . 0 | quote }}
+helm.sh/hook-delete-policy: {{ index . 1 }}
+{{- end }}
+
+{{- define "nexus.testLabels" -}}
+{{ include "nexus.labels" . }}
+app.kubernetes.io/component: test
+{{- end }}
+
+{{/* Why a pod of the test's own namespace cannot start, if that is so. */}}
+{{- define "nexus.testObstacle" -}}
+{{- $missing := list -}}
+{{- with .Values.sidecar -}}
+{{- if has .auth (list "api-key" "client-certificate") -}}
+{{- $missing = append $missing (printf "the Secret %s" .authSecret) -}}
+{{- end -}}
+{{- with .caConfigMap -}}
+{{- $missing = append $missing (printf "the ConfigMap %s" .) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $missing (not .Values.test.namespace) -}}
+sidecars need {{ join " and " $missing }} in the namespace of their pod, which a namespace made for the test has not; set test.namespace to one that has
+{{- end -}}
 {{- end }}

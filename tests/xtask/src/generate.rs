@@ -19,7 +19,8 @@ const KEEP: &str = "  annotations:\n    helm.sh/resource-policy: keep\n";
 pub(crate) fn run(check: bool) -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let values = fs::read_to_string(root.join(VALUES)).context("read the chart's values")?;
-    let readme = (README.to_owned(), values::page(&values)?);
+    let readme = fs::read_to_string(root.join(README)).context("read the chart's page")?;
+    let readme = (README.to_owned(), values::page(&values, &readme)?);
     for (name, text) in crds()?.into_iter().chain([readme]) {
         let path = root.join(&name);
         if fs::read_to_string(&path).is_ok_and(|found| found == text) {
