@@ -107,12 +107,18 @@ pub(crate) struct Arguments {
     /// Also writes the images that only tests run.
     #[arg(long, conflicts_with = "names")]
     tests: bool,
+    /// Writes nothing; only says whether the Dockerfiles make the same images.
+    #[arg(long, conflicts_with_all = ["tests", "names"])]
+    check: bool,
     /// Only these: nexus-sidecar, nexus-operator, agent-python, standin.
     names: Vec<String>,
 }
 
 /// Writes what the arguments ask for.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if arguments.check {
+        return step("Dockerfiles", dockerfiles::check);
+    }
     let folder = arguments.folder.unwrap_or_else(|| target().join("images"));
     let build = Build {
         registry: arguments.registry,
@@ -150,7 +156,7 @@ pub(crate) fn write(product: &Product, build: &Build, folder: &Path) -> anyhow::
 
 /// Proves of the sidecar's image as it is shipped what its archive shows: how it runs, how large it is, that it is made of
 /// one static program, and that the same program makes the same bytes.
-pub(crate) fn check() -> anyhow::Result<()> {
+pub(crate) fn check_sidecar() -> anyhow::Result<()> {
     let folder = tempfile::Builder::new()
         .prefix("images-")
         .tempdir_in(target())?;
