@@ -51,7 +51,7 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
     step("Dockerfiles", dockerfiles::check)?;
     test(&[])?;
     // Of the program that the tests have just used.
-    step("sidecar image", images::check)?;
+    step("sidecar image", images::check_sidecar)?;
     soak::soak(SOAK_MINUTES, 1, None)?;
     fuzz::fuzz(FUZZ_SECONDS, &[])
 }

@@ -22,7 +22,7 @@ mod shell;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::ensure;
+use anyhow::{bail, ensure};
 use clap::Args;
 
 pub(crate) use self::layer::Layer;
@@ -32,6 +32,8 @@ use crate::step::{cargo, run as run_command, step, target};
 
 /// Where a process of an image looks for programs, if the image says nothing else.
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// File of the agents' image.
+const AGENT: &str = "agent-python";
 /// Programs that only tests run, by the names of their images. Each is a binary of the package `nexus-tests`.
 const TEST_PROGRAMS: [(&str, &str); 1] = [("standin", "localhost/nexus-standin:1")];
 /// Where glibc looks for the addresses of hosts: `/etc/hosts` and name servers, which it can do without a plugin.
@@ -103,23 +105,44 @@ pub(crate) struct Arguments {
     #[arg(long, default_value = "release")]
     profile: String,
     /// Also writes the images that only tests run.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "names")]
     tests: bool,
+    /// Writes nothing; only says whether the Dockerfiles make the same images.
+    #[arg(long, conflicts_with_all = ["tests", "names"])]
+    check: bool,
+    /// Only these: nexus-sidecar, nexus-operator, agent-python, standin.
+    names: Vec<String>,
 }
 
 /// Writes what the arguments ask for.
 pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
+    if arguments.check {
+        return step("Dockerfiles", dockerfiles::check);
+    }
     let folder = arguments.folder.unwrap_or_else(|| target().join("images"));
     let build = Build {
         registry: arguments.registry,
         tag: arguments.tag,
         profile: arguments.profile,
     };
-    for product in &PRODUCTS {
-        write(product, &build, &folder)?;
+    let mut names = arguments.names;
+    if names.is_empty() {
+        names.extend(PRODUCTS.map(|product| product.name.to_owned()));
+        if arguments.tests {
+            names.push(AGENT.to_owned());
+            names.extend(TEST_PROGRAMS.map(|(name, _)| name.to_owned()));
+        }
     }
-    if arguments.tests {
-        tests(&folder)?;
+    for name in &names {
+        if let Some(product) = PRODUCTS.iter().find(|product| product.name == name) {
+            write(product, &build, &folder)?;
+        } else if name == AGENT {
+            write_agent(&folder)?;
+        } else if let Some(program) = TEST_PROGRAMS.iter().find(|(program, _)| program == name) {
+            write_test_program(program, &folder)?;
+        } else {
+            bail!("there is no image {name}");
+        }
     }
     Ok(())
 }
@@ -133,7 +156,7 @@ pub(crate) fn write(product: &Product, build: &Build, folder: &Path) -> anyhow::
 
 /// Proves of the sidecar's image as it is shipped what its archive shows: how it runs, how large it is, that it is made of
 /// one static program, and that the same program makes the same bytes.
-pub(crate) fn check() -> anyhow::Result<()> {
+pub(crate) fn check_sidecar() -> anyhow::Result<()> {
     let folder = tempfile::Builder::new()
         .prefix("images-")
         .tempdir_in(target())?;
@@ -154,21 +177,31 @@ pub(crate) fn check() -> anyhow::Result<()> {
 
 /// Builds and writes the images that only tests run. Returns the files.
 pub(crate) fn tests(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
-    let mut files = vec![save(&agent::image()?, "agent-python", folder)?];
-    for (name, image) in TEST_PROGRAMS {
-        // Linked as the tests are, since a static program would need all dependencies compiled once more.
-        let build = ["build", "--workspace", "--bin", name];
-        step(&format!("build {name}"), || run_command(&mut cargo(&build)))?;
-        let program = target().join("debug").join(name);
-        let mut layer = Layer::default();
-        let path = format!("/{name}");
-        layer.copy(&path, &program)?.folder("tmp", 0o1777);
-        libraries::add(&mut layer, &[&program])?;
-        layer.text("etc/nsswitch.conf", NAMES);
-        let image = Image::new(image).layer(layer).entrypoint([&path]);
-        files.push(save(&image.user(agent::USER), name, folder)?);
+    let mut files = vec![write_agent(folder)?];
+    for program in &TEST_PROGRAMS {
+        files.push(write_test_program(program, folder)?);
     }
     Ok(files)
+}
+
+fn write_agent(folder: &Path) -> anyhow::Result<PathBuf> {
+    save(&agent::image()?, AGENT, folder)
+}
+
+fn write_test_program((name, image): &(&str, &str), folder: &Path) -> anyhow::Result<PathBuf> {
+    // Linked as the tests are, since a static program would need all dependencies compiled once more.
+    let build = ["build", "--workspace", "--bin", name];
+    step(&format!("build of {name}"), || {
+        run_command(&mut cargo(&build))
+    })?;
+    let program = target().join("debug").join(name);
+    let path = format!("/{name}");
+    let mut layer = Layer::default();
+    layer.copy(&path, &program)?.folder("tmp", 0o1777);
+    libraries::add(&mut layer, &[&program])?;
+    layer.text("etc/nsswitch.conf", NAMES);
+    let image = Image::new(image).layer(layer).entrypoint([&path]);
+    save(&image.user(agent::USER), name, folder)
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool's output")]
