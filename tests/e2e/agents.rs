@@ -148,10 +148,9 @@ fn positive_control(masked: &str) -> Value {
 fn masked(secret: &str) -> String {
     let mask: Vec<u8> = secret.bytes().map(|_| fastrand::u8(..)).collect();
     let hex = |bytes: &[u8]| {
-        bytes
-            .iter()
-            .map(|byte| format!("{byte:02x}"))
-            .collect::<String>()
+        let digit = |half: u8| char::from_digit(half.into(), 16).unwrap();
+        let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+        digits.map(digit).collect::<String>()
     };
     let masked: Vec<u8> = secret.bytes().zip(&mask).map(|(a, b)| a ^ b).collect();
     json!({"masked": hex(&masked), "mask": hex(&mask)}).to_string()

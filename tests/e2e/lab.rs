@@ -71,7 +71,7 @@ pub(crate) fn set_up() {
         next_connection: AtomicU32::new(1),
         next_namespace: AtomicU32::new(1),
     };
-    lab.remove_what_was_left();
+    Lab::remove_what_was_left();
     lab.start_services(&authority);
     assert!(LAB.set(lab).is_ok(), "the lab is set up once");
 }
@@ -229,7 +229,7 @@ impl Lab {
         format!("{prefix}-{number}")
     }
 
-    fn remove_what_was_left(&self) {
+    fn remove_what_was_left() {
         helm(&[
             "uninstall",
             "nexus",

@@ -28,16 +28,16 @@ pub(crate) struct Arguments {
     keep: bool,
     /// Passed to the tests: names, or --test-threads N.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    arguments: Vec<String>,
+    tests: Vec<String>,
 }
 
 /// Runs them.
-pub(crate) fn e2e(arguments: Arguments) -> anyhow::Result<()> {
+pub(crate) fn e2e(arguments: &Arguments) -> anyhow::Result<()> {
     let cluster = match &arguments.kubeconfig {
         Some(kubeconfig) => Cluster::Given(std::path::absolute(kubeconfig)?),
         None => cluster::started(&folder())?,
     };
-    let done = run_in(&cluster, &arguments.arguments);
+    let done = run_in(&cluster, &arguments.tests);
     match cluster {
         Cluster::Ours(node) if !arguments.keep => {
             step("cluster down", || node.down())?;
@@ -55,10 +55,10 @@ pub(crate) fn e2e_where_possible() -> anyhow::Result<()> {
             println!("==> end-to-end tests: not run\n{obstacles}");
             Ok(())
         }
-        None => e2e(Arguments {
+        None => e2e(&Arguments {
             kubeconfig: None,
             keep: false,
-            arguments: Vec::new(),
+            tests: Vec::new(),
         }),
     }
 }

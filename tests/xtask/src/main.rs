@@ -83,7 +83,7 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Test { arguments } => ci::test(&arguments),
         Task::Clients => clients::install(),
         Task::Assets => print_assets(),
-        Task::E2e(arguments) => e2e::e2e(arguments),
+        Task::E2e(arguments) => e2e::e2e(&arguments),
         Task::Ci => ci::run_ci(),
         Task::Soak {
             minutes,

@@ -1,0 +1,125 @@
+//! Attacks on what an agent reaches over the network: gateway, node, neighbours.
+
+use serde_json::Value;
+
+use super::Outcome::{Breach, Refused, Relay};
+use super::{EDITOR, Outcome, PLAIN, Scene, Table, failed};
+use crate::lab::{GATEWAY, SYSTEM, lab};
+
+impl Scene {
+    pub(super) fn attack_the_gateway(&self, table: &mut Table) {
+        for (what, id) in [
+            ("ask it for the pod's own connection", &self.own),
+            ("ask it for another team's connection", &self.theirs),
+        ] {
+            let reply = self.team.call(PLAIN, &format!("{GATEWAY}/v1/token/{id}"));
+            let outcome = if reply.status == 200 && reply.body.contains(lab().token(id)) {
+                Relay(
+                    "a gateway without a check of its own answers whoever knows the id".to_owned(),
+                )
+            } else {
+                Breach(format!(
+                    "the stand-in is not like the published gateway: {reply:?}"
+                ))
+            };
+            table.row("gateway", PLAIN, what, outcome);
+        }
+    }
+
+    pub(super) fn attack_the_node(&self, table: &mut Table) {
+        let pod = self.victims.object("pod", "victim");
+        let node = pod["status"]["hostIP"].as_str().unwrap();
+        let pods = format!("https://{node}:10250/pods");
+        let namespace = &self.victims.namespace;
+        let sidecar = format!(
+            "https://{node}:10250/exec/{namespace}/victim/nexus-sidecar?command=/nexus-sidecar&output=1"
+        );
+        let what = "list pods at the kubelet without a token";
+        table.row(
+            "kubelet",
+            PLAIN,
+            what,
+            self.kubelet_says(PLAIN, &pods, false),
+        );
+        let what = "list pods at the kubelet";
+        table.row(
+            "kubelet",
+            EDITOR,
+            what,
+            self.kubelet_says(EDITOR, &pods, true),
+        );
+        let what = "run a command in a sidecar by the kubelet";
+        table.row(
+            "kubelet",
+            EDITOR,
+            what,
+            self.kubelet_says(EDITOR, &sidecar, true),
+        );
+        table.row(
+            "kubelet",
+            PLAIN,
+            "its read-only port",
+            self.connect(node, "10255"),
+        );
+        table.row("etcd", PLAIN, "connect to it", self.connect(node, "2379"));
+    }
+
+    pub(super) fn attack_the_neighbours(&self, table: &mut Table) {
+        let pod = self.victims.object("pod", "victim");
+        let neighbour = pod["status"]["podIP"].as_str().unwrap();
+        let what = "use the proxy of another pod";
+        table.row("neighbour", PLAIN, what, self.connect(neighbour, "8080"));
+        let said = self
+            .team
+            .call(PLAIN, &format!("http://{neighbour}:9901/metrics"));
+        let outcome = match self.leaked(&said.body) {
+            None if said.body.contains("nexus_") => {
+                Refused("counters and names of routes only".to_owned())
+            }
+            _ => Breach(format!("{said:?}")),
+        };
+        table.row(
+            "neighbour",
+            PLAIN,
+            "secrets in the metrics of another pod",
+            outcome,
+        );
+        let reply = self.team.call(
+            PLAIN,
+            &format!("https://nexus-operator.{SYSTEM}.svc/inject"),
+        );
+        let outcome = match self.leaked(&reply.body) {
+            None if reply.status == 405 => Refused("405, and it knows no credential".to_owned()),
+            _ => Breach(format!("{reply:?}")),
+        };
+        table.row("operator", PLAIN, "ask its webhook", outcome);
+    }
+
+    /// A request to the kubelet, with the token of the pod's service account or without.
+    fn kubelet_says(&self, who: &str, url: &str, token: bool) -> Outcome {
+        let script = r#"header=$(cat /var/run/secrets/kubernetes.io/serviceaccount/token)
+            [ "$2" = true ] && set -- "$1" "Authorization: Bearer $header" || set -- "$1"
+            exec python3 /tools/call.py GET "$@""#;
+        let said = self
+            .run(
+                who,
+                &["sh", "-c", script, "kubelet", url, &token.to_string()],
+            )
+            .stdout;
+        let reply: Value = serde_json::from_str(&said).unwrap();
+        // With a token it knows who asks.
+        let expected = if token { 403 } else { 401 };
+        if reply["status"] == expected {
+            Refused(expected.to_string())
+        } else {
+            Breach(said)
+        }
+    }
+
+    fn connect(&self, host: &str, port: &str) -> Outcome {
+        failed(&self.run(
+            PLAIN,
+            &["python3", "/tools/attack.py", "connect", host, port],
+        ))
+    }
+}

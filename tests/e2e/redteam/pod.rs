@@ -1,0 +1,100 @@
+//! Attacks on what the containers of a pod share, as root too.
+
+use nexus_tests::apiserver::Answer;
+use nexus_tests::tls::Authority;
+use serde_json::json;
+
+use super::Outcome::{Breach, Refused};
+use super::{Outcome, PLAIN, ROOT, Scene, Table, failed, names_a_token};
+use crate::team::{PROVIDER, Team, agent};
+
+/// The second pod of root, whose sidecar has asked for nothing yet.
+const FRESH: &str = "fresh";
+
+impl Scene {
+    pub(super) fn attack_the_pod(&self, table: &mut Table) {
+        let team = root_team();
+        let bind = ["python3", "/tools/attack.py", "bind", "8080"];
+        let outcome = failed(&team.exec(ROOT, &bind));
+        table.row("sidecar", ROOT, "take its port as root", outcome);
+        let find = "for p in /proc/[0-9]*; do readlink $p/exe; done | grep nexus && kill -9 $(pidof nexus-sidecar)";
+        let outcome = failed(&team.exec(ROOT, &["sh", "-c", find]));
+        table.row(
+            "sidecar",
+            ROOT,
+            "find and kill its process as root",
+            outcome,
+        );
+        let outcome = failed(&self.run(PLAIN, &["python3", "/tools/attack.py", "sniff"]));
+        table.row("sidecar", PLAIN, "read the pod's network devices", outcome);
+
+        let what = "lead the upstream's name to the agent, by the file that containers share";
+        let said = mislead(&team, ROOT, "upstream.services.svc");
+        table.row(
+            "/etc/hosts",
+            ROOT,
+            what,
+            no_handshake(&said, "upstream_unreachable"),
+        );
+        let what = "lead the gateway's name to the agent, to see the sidecar's token";
+        let said = mislead(&team, FRESH, "gateway.services.svc");
+        table.row(
+            "/etc/hosts",
+            ROOT,
+            what,
+            no_handshake(&said, "broker_unavailable"),
+        );
+    }
+}
+
+/// Pods whose agent is root with what a container runtime gives it.
+fn root_team() -> Team {
+    let team = Team::with("redteam-root", "baseline");
+    team.route(PROVIDER, "");
+    // Good for everything but for who signed it.
+    let names = ["upstream.services.svc", "gateway.services.svc"];
+    let (certificate, key) = Authority::new().serving_as(&names);
+    let file = json!({"attack.pem": format!("{key}{certificate}")});
+    let patch = json!({"data": file}).to_string();
+    let patch = [
+        "patch",
+        "configmap",
+        "tools",
+        "--type=merge",
+        "--patch",
+        &patch,
+    ];
+    team.kubectl(&patch).ok();
+    for name in [ROOT, FRESH] {
+        let mut pod = agent(name);
+        pod["spec"]["securityContext"] = json!({});
+        pod["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 0});
+        team.create(&pod).ok();
+    }
+    for name in [ROOT, FRESH] {
+        team.ready(name);
+    }
+    team
+}
+
+/// Listens in the agent under a name that the sidecar connects to, and asks it for something.
+fn mislead(team: &Team, pod: &str, name: &str) -> Answer {
+    let attack = [
+        "python3",
+        "/tools/attack.py",
+        "hosts",
+        name,
+        "/via/upstream/hosts",
+    ];
+    team.exec(pod, &attack)
+}
+
+/// The sidecar has to have come, and to have gone again for the certificate.
+fn no_handshake(said: &Answer, error: &str) -> Outcome {
+    let came = said.stdout.contains("no handshake");
+    if came && said.stdout.contains(error) && !names_a_token(&said.stdout) {
+        Refused(said.stdout.clone())
+    } else {
+        Breach(format!("{said:?}"))
+    }
+}
