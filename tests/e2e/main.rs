@@ -28,6 +28,9 @@ use std::process::ExitCode;
 
 use libtest_mimic::{Arguments, Trial};
 
+/// Tests at a time, unless told otherwise: they mostly wait for the cluster.
+const TOGETHER: usize = 4;
+
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
     if lab::is_there() && !arguments.list {
@@ -35,13 +38,18 @@ fn main() -> ExitCode {
         examples::install();
         team::grant();
     }
+    // The longest first.
     let mut together = Vec::new();
+    routes::tests(&mut together);
+    redteam::tests(&mut together);
     agents::tests(&mut together);
     examples::tests(&mut together);
     lifecycle::tests(&mut together);
-    redteam::tests(&mut together);
-    routes::tests(&mut together);
-    let first = libtest_mimic::run(&arguments, together);
+    let side_by_side = Arguments {
+        test_threads: arguments.test_threads.or(Some(TOGETHER)),
+        ..arguments.clone()
+    };
+    let first = libtest_mimic::run(&side_by_side, together);
 
     let mut alone = Vec::new();
     outages::tests(&mut alone);
