@@ -28,12 +28,24 @@ const OPERATORS_OWN: [&str; 4] = [
     "Secret nexus-system/nexus-operator-ca",
     "Secret nexus-system/nexus-operator-webhook-tls",
 ];
-const KEPT: [&str; 5] = [
+const KEPT: [&str; 17] = [
     "APIService v1alpha1.nexus.io",
     "CustomResourceDefinition nexusproviders.nexus.io",
     "CustomResourceDefinition nexusroutes.nexus.io",
     "NexusProvider example",
     "NexusRoute team/example",
+    "ValidatingAdmissionPolicy nexus-exec",
+    "ValidatingAdmissionPolicy nexus-pod-binding",
+    "ValidatingAdmissionPolicy nexus-pod-create",
+    "ValidatingAdmissionPolicy nexus-pod-update",
+    "ValidatingAdmissionPolicy nexus-table",
+    "ValidatingAdmissionPolicy nexus-token-audience",
+    "ValidatingAdmissionPolicyBinding nexus-exec",
+    "ValidatingAdmissionPolicyBinding nexus-pod-binding",
+    "ValidatingAdmissionPolicyBinding nexus-pod-create",
+    "ValidatingAdmissionPolicyBinding nexus-pod-update",
+    "ValidatingAdmissionPolicyBinding nexus-table",
+    "ValidatingAdmissionPolicyBinding nexus-token-audience",
 ];
 /// Where `helm test` works, and what its objects are called.
 const TEST: &str = "nexus-operator-helm-test";
@@ -220,13 +232,14 @@ fn an_upgrade_leaves_alone_what_is_the_operators_and_an_uninstall_leaves_what_th
     scene.as_told("Uninstall", 0);
     scene.until_only(&before, &left);
     scene.as_told("Uninstall", 1);
+    scene.as_told("Uninstall", 2);
     scene.until_only(&before, &[]);
 }
 
 fn definitions_go_unless_they_are_kept(scene: &Scene<'_>, before: &BTreeSet<String>) {
     scene.as_told("Install", 0);
     let same = ["upgrade", "nexus", "charts/nexus"];
-    let values = ["--reset-then-reuse-values", "--set=crds.keep=false"];
+    let values = ["--reset-then-reuse-values", "--set=crds.keep=false,policies.keep=false"];
     scene.helm(&[&same[..], &values[..]].concat());
     assert!(scene.objects().contains(KEPT[1]));
     scene.as_told("Uninstall", 0);
@@ -395,6 +408,7 @@ fn a_test_that_passed_leaves_nothing_and_one_that_failed_is_followed_by_another(
     assert!(!passed);
     scene.as_told("Uninstall", 0);
     scene.as_told("Uninstall", 1);
+    scene.as_told("Uninstall", 2);
     until(|| {
         let mut objects = scene.objects();
         objects.retain(|object| object.contains("nexus"));

@@ -61,6 +61,14 @@ cert-manager.io/inject-ca-from: {{ .Release.Namespace }}/{{ include "nexus.certi
 {{- end }}
 {{- end }}
 
+{{/* Sidecars go on after the chart is uninstalled, and so must what guards them. */}}
+{{- define "nexus.keptPolicy" -}}
+{{- if .Values.policies.keep -}}
+annotations:
+  helm.sh/resource-policy: keep
+{{- end }}
+{{- end }}
+
 {{/* Binds a policy everywhere; takes a list of the root, the policy's name and the action. */}}
 {{- define "nexus.policyBinding" -}}
 {{- $root := index . 0 -}}
@@ -70,6 +78,9 @@ metadata:
   name: {{ index . 1 }}
   labels:
     {{- include "nexus.labels" $root | nindent 4 }}
+  {{- if eq (index . 2) "Deny" }}
+  {{- include "nexus.keptPolicy" $root | nindent 2 }}
+  {{- end }}
 spec:
   policyName: {{ index . 1 }}
   validationActions: [{{ index . 2 }}]
