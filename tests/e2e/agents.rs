@@ -52,9 +52,10 @@ fn the_credential_is_nowhere_in_an_agents_reach() {
     team.start(&pod);
     assert_eq!(team.served("agent", "/via/upstream/echo").status, 200);
 
+    let scan = ["python3", "/tools/scan.py"];
+    the_scan_finds_what_is_planted(&team, &scan);
     let masked = masked(lab().token(&id));
     for container in ["agent", "root"] {
-        let scan = ["python3", "/tools/scan.py"];
         let said = team.exec_in("agent", container, &scan, &masked).ok();
         let seen: Value = serde_json::from_str(&said).unwrap();
         println!("as {container}: {seen}");
@@ -85,6 +86,23 @@ fn the_credential_is_nowhere_in_an_agents_reach() {
         assert_eq!(names, ["tools"]);
     }
     attack_the_process(&team);
+}
+
+/// What an agent has it finds: in an environment, a file and memory.
+fn the_scan_finds_what_is_planted(team: &Team, scan: &[&str]) {
+    let canary = format!("canary-{:016x}", fastrand::u64(..));
+    let script = format!(
+        "echo {canary} >/tmp/planted; PLANTED={canary} sleep 1000 >/dev/null 2>&1 </dev/null &"
+    );
+    team.exec("agent", &["sh", "-c", &script]).ok();
+    let said = team.exec_in("agent", "agent", scan, &masked(&canary)).ok();
+    let seen: Value = serde_json::from_str(&said).unwrap();
+    let found = seen["found"].to_string();
+    for place in ["/tmp/planted (raw)", "/environ (raw)", "/mem (raw)"] {
+        assert!(found.contains(place), "{place} is not in {found}");
+    }
+    team.exec("agent", &["sh", "-c", "rm /tmp/planted; pkill sleep"])
+        .ok();
 }
 
 /// Kills and attaches to whatever is in sight, and to numbers that the sidecar could have.

@@ -6,6 +6,7 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 
 
 def raw(host, port, text):
@@ -30,10 +31,21 @@ def bind(port):
         print("bound")
 
 
-def sniff():
-    """Reads what crosses the pod's network devices."""
-    socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-    print("sniffing")
+def sniff(path):
+    """Reads what crosses the pod's network devices while the sidecar works."""
+    devices = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    devices.settimeout(1)
+    import requests
+
+    seen = b""
+    for _ in range(3):
+        requests.get(os.environ["NEXUS_SIDECAR_URL"] + path, timeout=30)
+        try:
+            while True:
+                seen += devices.recv(65536)
+        except TimeoutError:
+            pass
+    print(len(seen), "bytes seen", seen.decode("latin-1"))
 
 
 def hosts(name, path):
@@ -60,6 +72,9 @@ def hosts(name, path):
     import requests
 
     answer = requests.get(os.environ["NEXUS_SIDECAR_URL"] + path, timeout=30)
+    deadline = time.monotonic() + 5
+    while not arrived and time.monotonic() < deadline:
+        time.sleep(0.05)
     print(answer.status_code, answer.headers.get("X-Nexus-Error"), answer.text, "arrived:", arrived)
 
 

@@ -57,7 +57,7 @@ fn helm_test_proves_the_whole_way() {
     let facts = |connection: &str, path: &str| {
         json!({"test": {
             "namespace": team.namespace,
-            "image": {"registry": "localhost", "repository": "busybox", "tag": "1"},
+            "image": {"registry": "localhost", "repository": "agent-python", "tag": "1"},
             "connectionId": connection,
             "path": path,
             "upstream": {
@@ -88,7 +88,8 @@ fn helm_test_proves_the_whole_way() {
     assert_eq!(pods, "", "the test left pods");
     // It must be able to fail.
     upgrade(&facts(&id, "/status/500"));
-    run().refused();
+    let said = run();
+    assert!(!said.success && said.stdout.contains("Failed"), "{said:?}");
 }
 
 fn uninstalling_leaves_what_runs() {
@@ -97,8 +98,7 @@ fn uninstalling_leaves_what_runs() {
     team.start(&agent("agent"));
     team.served("agent", "/via/upstream/before");
     helm(&["uninstall", "nexus", "--namespace", SYSTEM, "--wait"]).ok();
-    let kinds = "validatingwebhookconfigurations,mutatingwebhookconfigurations,validatingadmissionpolicies,\
-                 validatingadmissionpolicybindings,clusterroles,clusterrolebindings";
+    let kinds = "validatingwebhookconfigurations,mutatingwebhookconfigurations,clusterroles,clusterrolebindings";
     let left = kubectl(&[
         "get",
         kinds,
@@ -107,6 +107,22 @@ fn uninstalling_leaves_what_runs() {
     ]);
     assert_eq!(left.ok(), "");
     assert_eq!(team.served("agent", "/via/upstream/after").connection(), id);
+    // What guards it is still there.
+    let token = ["create", "token", "default", "--audience=nexus-gateway"];
+    assert!(
+        team.kubectl(&token)
+            .refused()
+            .contains("nexus-token-audience")
+    );
+    let exec = [
+        "exec",
+        "agent",
+        "--container=nexus-sidecar",
+        "--",
+        "/nexus-sidecar",
+        "probe",
+    ];
+    assert!(team.kubectl(&exec).refused().contains("nexus-exec"));
 
     // Definitions and routes stayed, and the next release takes them over.
     let values = values();

@@ -12,8 +12,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::lab::{
-    self, AUTHORITY, GATEWAY, OTHER, UPSTREAM, apply, helm_program, kubectl, lab, rolled_out, run,
-    until, values,
+    self, AUTHORITY, GATEWAY, OTHER, SYSTEM, UPSTREAM, apply, helm_program, kubectl, lab,
+    rolled_out, run, until, values,
 };
 use crate::lifecycle::completed;
 use crate::team::Team;
@@ -39,6 +39,9 @@ pub(crate) fn install() {
         .take_while(|line| !line.contains("examples/"))
     {
         page.run(command);
+        if command.contains("create namespace") {
+            kubectl(&["label", "namespace", SYSTEM, "e2e=true"]).ok();
+        }
     }
 }
 

@@ -25,14 +25,21 @@ pub(crate) const UPSTREAM: &str = "https://upstream.services.svc";
 pub(crate) const OTHER: &str = "https://other.services.svc";
 /// What sidecars get credentials from.
 pub(crate) const GATEWAY: &str = "https://gateway.services.svc";
+/// A gateway that wants a key.
+pub(crate) const KEYED: &str = "https://keyed.services.svc";
+/// Secret of a namespace with the key.
+pub(crate) const KEY_SECRET: &str = "nexus-key";
 /// ConfigMap of each namespace with the gateway's authority.
 pub(crate) const AUTHORITY: &str = "nexus-ca";
+/// Their names there.
+const NAMES: [&str; 4] = ["gateway", "keyed", "upstream", "other"];
 /// Connections that the gateway has: numbers below this one.
 const CONNECTIONS: u32 = 500;
 
 /// The cluster under test.
 pub(crate) struct Lab {
     tokens: BTreeMap<String, String>,
+    key: String,
     authority: String,
     next_connection: AtomicU32,
     next_namespace: AtomicU32,
@@ -67,6 +74,7 @@ pub(crate) fn set_up() {
     let authority = Authority::new();
     let lab = Lab {
         tokens,
+        key: token(),
         authority: authority.pem(),
         next_connection: AtomicU32::new(1),
         next_namespace: AtomicU32::new(1),
@@ -218,6 +226,11 @@ impl Lab {
         connection(number)
     }
 
+    /// The key of the gateway that wants one.
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
     /// The authority of gateway and upstream, in PEM.
     pub(crate) fn authority(&self) -> &str {
         &self.authority
@@ -229,7 +242,31 @@ impl Lab {
         format!("{prefix}-{number}")
     }
 
+    /// Removes what an earlier run left, and nothing that is somebody else's: a cluster may be given.
     fn remove_what_was_left() {
+        for namespace in [SYSTEM, SERVICES, "agents"] {
+            if let Some(object) = get("default", "namespace", namespace) {
+                assert_eq!(
+                    object["metadata"]["labels"]["e2e"], "true",
+                    "the cluster has a namespace {namespace} that these tests did not make; give them one without Nexus"
+                );
+            }
+        }
+        let ours = get("default", "namespace", SYSTEM).is_some();
+        let routes = [
+            "get",
+            "crd",
+            "--ignore-not-found",
+            "--output=name",
+            "nexusroutes.nexus.io",
+        ];
+        assert!(
+            ours || kubectl(&routes).ok().is_empty(),
+            "the cluster has NexusRoutes that these tests did not make; give them one without Nexus"
+        );
+        if !ours {
+            return;
+        }
         helm(&[
             "uninstall",
             "nexus",
@@ -239,23 +276,26 @@ impl Lab {
             "--wait",
         ])
         .ok();
+        for kind in [
+            "validatingadmissionpolicies",
+            "validatingadmissionpolicybindings",
+        ] {
+            kubectl(&["delete", kind, "--selector=app.kubernetes.io/part-of=nexus"]).ok();
+        }
         kubectl(&[
             "delete",
             "namespace",
-            "--ignore-not-found",
-            SYSTEM,
-            SERVICES,
+            "--selector=e2e=true",
+            "--timeout=180s",
         ])
         .ok();
-        kubectl(&["delete", "namespace", "--selector=e2e=true"]).ok();
-        let definitions = ["nexusroutes.nexus.io", "nexusproviders.nexus.io"];
-        for definition in definitions {
+        for definition in ["nexusroutes.nexus.io", "nexusproviders.nexus.io"] {
             kubectl(&["delete", "crd", "--ignore-not-found", definition]).ok();
         }
     }
 
     fn start_services(&self, authority: &Authority) {
-        let names = ["gateway", "upstream", "other"].map(|name| format!("{name}.{SERVICES}.svc"));
+        let names = NAMES.map(|name| format!("{name}.{SERVICES}.svc"));
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (certificate, key) = authority.serving_as(&names);
         let secret = |name: &str, type_: &str, data: Value| {
@@ -264,9 +304,12 @@ impl Lab {
                 "metadata": {"name": name, "namespace": SERVICES}, "stringData": data,
             })
         };
-        let tokens = json!({"tokens.json": json!(self.tokens).to_string()});
+        let tokens = json!({
+            "tokens.json": json!(self.tokens).to_string(),
+            "api-key": self.key,
+        });
         let mut objects = vec![
-            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SERVICES}}),
+            json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SERVICES, "labels": {"e2e": "true"}}}),
             secret(
                 "tls",
                 "kubernetes.io/tls",
@@ -275,10 +318,12 @@ impl Lab {
             secret("credentials", "Opaque", tokens),
         ];
         objects.extend(service("gateway", &["gateway"]));
+        let keyed = ["gateway", "--api-key-file=/etc/standin/credentials/api-key"];
+        objects.extend(service("keyed", &keyed));
         objects.extend(service("upstream", &["upstream"]));
         objects.extend(service("other", &["upstream"]));
         apply(&objects).ok();
-        for name in ["gateway", "upstream", "other"] {
+        for name in NAMES {
             rolled_out(SERVICES, &format!("deployment/{name}"));
         }
     }

@@ -12,6 +12,7 @@
     reason = "a test fails by panicking, and prints what it measured"
 )]
 
+mod access;
 mod agents;
 mod charts;
 mod examples;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
     let mut together = Vec::new();
     routes::tests(&mut together);
     redteam::tests(&mut together);
+    access::tests(&mut together);
     agents::tests(&mut together);
     examples::tests(&mut together);
     lifecycle::tests(&mut together);
@@ -54,6 +56,7 @@ fn main() -> ExitCode {
     let mut alone = Vec::new();
     outages::tests(&mut alone);
     upgrades::tests(&mut alone);
+    access::tests_alone(&mut alone);
     charts::tests(&mut alone);
     let one_by_one = Arguments {
         test_threads: Some(1),

@@ -244,16 +244,12 @@ fn names_a_token(said: &str) -> bool {
     said.contains("e2e-")
 }
 
-/// A command that has to fail.
-fn failed(said: &Answer) -> Outcome {
-    if said.success {
-        return Breach(said.stdout.clone());
+/// A command that has to fail for this reason.
+fn failed(said: &Answer, reason: &str) -> Outcome {
+    if said.success || !said.stderr.contains(reason) {
+        return Breach(format!("{said:?}"));
     }
-    let last = said
-        .stderr
-        .lines()
-        .rfind(|line| !line.starts_with("command terminated"));
-    Refused(last.unwrap_or("nothing was found").to_owned())
+    Refused(reason.to_owned())
 }
 
 /// A call that the API server has to forbid, not one that is merely wrong.

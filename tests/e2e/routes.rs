@@ -56,8 +56,8 @@ fn changes() -> Vec<(&'static str, Duration)> {
     );
     let mut times = Vec::new();
     let mut change = |what, act: &dyn Fn(), path: &str, done: &dyn Fn(&Reply) -> bool| {
-        act();
         let start = Instant::now();
+        act();
         loop {
             let reply = team.call("agent", path);
             if done(&reply) {

@@ -142,6 +142,25 @@ impl Team {
         self.ready(pod["metadata"]["name"].as_str().unwrap());
     }
 
+    /// Creates pods of this name until one was given this gateway, and waits until it is ready: for a while after an
+    /// upgrade the operator before it admits.
+    pub(crate) fn start_with(&self, name: &str, gateway: &str) {
+        until("the new settings", || {
+            self.create(&agent(name)).ok();
+            let pod = self.object("pod", name);
+            if pod["spec"]["initContainers"][0]
+                .to_string()
+                .contains(gateway)
+            {
+                return Ok(());
+            }
+            self.kubectl(&["delete", "pod", name, "--grace-period=1"])
+                .ok();
+            Err("those before are used".to_owned())
+        });
+        self.ready(name);
+    }
+
     /// Creates an object in the namespace.
     pub(crate) fn create(&self, object: &Value) -> Answer {
         let mut object = object.clone();

@@ -10,7 +10,7 @@ use nexus_tests::caller::Caller;
 use nexus_tests::operator::sum;
 use tokio::sync::watch;
 
-use crate::lab::{self, SYSTEM, helm, kubectl, rolled_out, values};
+use crate::lab::{self, SYSTEM, helm, kubectl, kubectl_command, rolled_out, run, until, values};
 use crate::load::Load;
 use crate::team::{PROVIDER, SECOND, Team, agent};
 use crate::test;
@@ -89,8 +89,25 @@ fn an_upgrade_under_load_fails_no_admission_and_no_request() {
     let start = Instant::now();
     helm(&arguments).ok();
     rolled_out(SYSTEM, "deployment/nexus-operator");
-    // The last of the old replicas serves for a while after the new ones are ready.
-    std::thread::sleep(Duration::from_secs(20));
+    // The last of the old replicas serves on through its preStop, by connections that the API server has.
+    until("the next operator admits", || {
+        let dry = [
+            "create",
+            "--dry-run=server",
+            "--output=json",
+            "--filename=-",
+        ];
+        let pod = agent("dry");
+        let namespace = format!("--namespace={}", team.namespace);
+        let mut command = kubectl_command(&[&[namespace.as_str()], &dry[..]].concat());
+        let said = run(&mut command, &pod.to_string()).ok();
+        if said.contains(&format!("nexus-sidecar:{next}\"")) {
+            Ok(())
+        } else {
+            Err("the one before admits".to_owned())
+        }
+    });
+    std::thread::sleep(Duration::from_secs(5));
     let took = start.elapsed();
     end.send_replace(true);
     let created = runtime.block_on(pods).unwrap();

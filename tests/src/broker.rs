@@ -225,6 +225,11 @@ impl Broker {
         self.state.settled(outage).await;
     }
 
+    /// Tells `observer` the connection of every call and the call.
+    pub fn observe(&self, observer: impl Fn(&str, &Call) + Send + 'static) {
+        *self.state.observer.lock().unwrap() = Some(Box::new(observer));
+    }
+
     /// Token calls of a connection so far.
     pub fn calls(&self, id: &str) -> usize {
         self.state.with(id, |c| c.count(false))

@@ -80,6 +80,15 @@ async fn main() {
             let access = Access { api_key, bearer };
             let tls = tls(&arguments.tls, &["http/1.1"]);
             let broker = Broker::serve(arguments.listen, Front::Gateway, access, tls).await;
+            // What callers show, for tests that judge it; the tokens among it live for minutes.
+            broker.observe(|id, call| {
+                let shown = json!({
+                    "connection": id,
+                    "authorization": call.authorization,
+                    "apiKey": call.api_key,
+                });
+                println!("{shown}");
+            });
             for (id, token) in tokens {
                 broker.set(&id, Answer::oauth2(&token));
             }

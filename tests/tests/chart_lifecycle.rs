@@ -239,7 +239,10 @@ fn an_upgrade_leaves_alone_what_is_the_operators_and_an_uninstall_leaves_what_th
 fn definitions_go_unless_they_are_kept(scene: &Scene<'_>, before: &BTreeSet<String>) {
     scene.as_told("Install", 0);
     let same = ["upgrade", "nexus", "charts/nexus"];
-    let values = ["--reset-then-reuse-values", "--set=crds.keep=false,policies.keep=false"];
+    let values = [
+        "--reset-then-reuse-values",
+        "--set=crds.keep=false,policies.keep=false",
+    ];
     scene.helm(&[&same[..], &values[..]].concat());
     assert!(scene.objects().contains(KEPT[1]));
     scene.as_told("Uninstall", 0);

@@ -1,10 +1,11 @@
 //! Attacks by the API server, with what the agents' service accounts may do.
 
+use nexus_tests::tls::Authority;
 use serde_json::{Value, json};
 
 use super::Outcome::{Breach, Refused};
 use super::{EDITOR, Outcome, PATCHER, PLAIN, Scene, Table, forbidden};
-use crate::lab::{self, apply, get, kubectl, until};
+use crate::lab::{self, AUTHORITY, apply, get, kubectl, until};
 use crate::team::{SECOND, agent, container};
 
 const TARGET: &str = "API server";
@@ -128,6 +129,16 @@ impl Scene {
         let said = self.send(EDITOR, &apply, &self.forged_table());
         row("overwrite the route table", forbidden(&said));
         row("delete the route table", self.deleted_table());
+        let authority = json!({
+            "apiVersion": "v1", "kind": "ConfigMap",
+            "metadata": {"name": AUTHORITY, "namespace": self.team.namespace},
+            "data": {"ca.crt": Authority::new().pem()},
+        });
+        let said = self.send(EDITOR, &apply, &authority);
+        row(
+            "an authority of one's own for the gateway",
+            forbidden(&said),
+        );
         let route = self.stolen_route();
         row(
             "write a NexusRoute with the other team's connection",

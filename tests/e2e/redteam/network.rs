@@ -61,7 +61,14 @@ impl Scene {
             "its read-only port",
             self.connect(node, "10255"),
         );
-        table.row("etcd", PLAIN, "connect to it", self.connect(node, "2379"));
+        let url = format!("https://{node}:2379/v3/kv/range");
+        let reply = self.team.call(PLAIN, &url);
+        let outcome = if reply.status == 0 {
+            Refused(reply.body)
+        } else {
+            Breach(format!("{reply:?}"))
+        };
+        table.row("etcd", PLAIN, "ask it without a certificate", outcome);
     }
 
     pub(super) fn attack_the_neighbours(&self, table: &mut Table) {
@@ -117,9 +124,7 @@ impl Scene {
     }
 
     fn connect(&self, host: &str, port: &str) -> Outcome {
-        failed(&self.run(
-            PLAIN,
-            &["python3", "/tools/attack.py", "connect", host, port],
-        ))
+        let connect = ["python3", "/tools/attack.py", "connect", host, port];
+        failed(&self.run(PLAIN, &connect), "Connection refused")
     }
 }

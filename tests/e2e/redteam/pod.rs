@@ -4,7 +4,7 @@ use nexus_tests::apiserver::Answer;
 use nexus_tests::tls::Authority;
 use serde_json::json;
 
-use super::Outcome::{Breach, Refused};
+use super::Outcome::{Breach, Own, Refused};
 use super::{Outcome, PLAIN, ROOT, Scene, Table, failed, names_a_token};
 use crate::team::{PROVIDER, Team, agent};
 
@@ -15,18 +15,29 @@ impl Scene {
     pub(super) fn attack_the_pod(&self, table: &mut Table) {
         let team = root_team();
         let bind = ["python3", "/tools/attack.py", "bind", "8080"];
-        let outcome = failed(&team.exec(ROOT, &bind));
+        let outcome = failed(&team.exec(ROOT, &bind), "Address already in use");
         table.row("sidecar", ROOT, "take its port as root", outcome);
-        let find = "for p in /proc/[0-9]*; do readlink $p/exe; done | grep nexus && kill -9 $(pidof nexus-sidecar)";
-        let outcome = failed(&team.exec(ROOT, &["sh", "-c", find]));
         table.row(
             "sidecar",
             ROOT,
             "find and kill its process as root",
-            outcome,
+            kill(&team),
         );
-        let outcome = failed(&self.run(PLAIN, &["python3", "/tools/attack.py", "sniff"]));
+        let sniff = [
+            "python3",
+            "/tools/attack.py",
+            "sniff",
+            "/via/upstream/sniff",
+        ];
+        let outcome = failed(&self.run(PLAIN, &sniff), "Operation not permitted");
         table.row("sidecar", PLAIN, "read the pod's network devices", outcome);
+        let said = team.exec(ROOT, &sniff).stdout;
+        let outcome = if said.contains("/via/upstream/sniff") && !names_a_token(&said) {
+            Own("its own requests, and what TLS carries".to_owned())
+        } else {
+            Breach(said)
+        };
+        table.row("sidecar", ROOT, "the same as root, which may", outcome);
 
         let what = "lead the upstream's name to the agent, by the file that containers share";
         let said = mislead(&team, ROOT, "upstream.services.svc");
@@ -44,6 +55,23 @@ impl Scene {
             what,
             no_handshake(&said, "broker_unavailable"),
         );
+    }
+}
+
+/// Kills every process in sight that could be the sidecar's.
+fn kill(team: &Team) -> Outcome {
+    let script = "for p in /proc/[0-9]*; do readlink $p/exe; done; pkill -9 nexus-sidecar || kill -9 $(pidof nexus-sidecar)";
+    let said = team.exec(ROOT, &["sh", "-c", script]);
+    // It has to have seen something.
+    let saw = said
+        .stdout
+        .lines()
+        .filter(|line| line.contains("/bin/"))
+        .count();
+    if said.success || said.stdout.contains("nexus") || saw == 0 {
+        Breach(format!("{said:?}"))
+    } else {
+        Refused(format!("{saw} processes, none of them the sidecar's"))
     }
 }
 

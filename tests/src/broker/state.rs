@@ -1,6 +1,7 @@
 //! What the stand-in knows and counts.
 
 use std::collections::{HashMap, VecDeque};
+use std::fmt;
 use std::io::ErrorKind;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -34,7 +35,6 @@ pub struct Call {
     pub client_certificate: Option<Vec<u8>>,
 }
 
-#[derive(Debug)]
 pub(super) struct State {
     pub(super) front: Front,
     pub(super) access: Mutex<Access>,
@@ -43,9 +43,13 @@ pub(super) struct State {
     pub(super) outage: watch::Sender<Outage>,
     /// The outage that the listener has taken note of; nothing before the first.
     pub(super) seen_outage: watch::Sender<Option<Outage>>,
+    pub(super) observer: Mutex<Option<Box<Observer>>>,
     connections: Mutex<HashMap<String, Connection>>,
     max_in_flight: AtomicUsize,
 }
+
+/// Is told the connection and the call.
+pub(super) type Observer = dyn Fn(&str, &Call) + Send;
 
 #[derive(Debug, Default)]
 pub(super) struct Connection {
@@ -108,6 +112,14 @@ fn not_refreshable(strategy: &Value) -> Saying {
     Saying::refused(400, "static_token", message)
 }
 
+impl fmt::Debug for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("State")
+            .field("front", &self.front)
+            .finish_non_exhaustive()
+    }
+}
+
 impl State {
     pub(super) fn new(front: Front, access: Access, tls: Option<Arc<ServerConfig>>) -> Self {
         Self {
@@ -117,6 +129,7 @@ impl State {
             weather: Mutex::default(),
             outage: watch::Sender::default(),
             seen_outage: watch::Sender::default(),
+            observer: Mutex::default(),
             connections: Mutex::default(),
             max_in_flight: AtomicUsize::new(0),
         }
@@ -200,6 +213,9 @@ pub(super) struct UnderWay<'a> {
 
 impl<'a> UnderWay<'a> {
     pub(super) fn enter(state: &'a State, id: &'a str, call: Call, socket: Arc<TcpStream>) -> Self {
+        if let Some(observer) = &*state.observer.lock().unwrap() {
+            observer(id, &call);
+        }
         state.with(id, |c| {
             c.calls.push(call);
             c.under_way.push(Arc::clone(&socket));

@@ -1,5 +1,6 @@
 //! The end-to-end tests: a cluster with pods, the images, and the tests that run in its network.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -11,7 +12,7 @@ use crate::images::{
     self,
     product::{Build, PRODUCTS},
 };
-use crate::step::{cargo, repository, run, step, target};
+use crate::step::{cargo, command, repository, run, step, target};
 
 /// Where the images are said to come from.
 const REGISTRY: &str = "localhost";
@@ -33,11 +34,19 @@ pub(crate) struct Arguments {
 
 /// Runs them.
 pub(crate) fn e2e(arguments: &Arguments) -> anyhow::Result<()> {
+    // Two at once would install the chart over each other's.
+    std::fs::create_dir_all(target())?;
+    let lock = File::create(folder().with_extension("run.lock"))?;
+    lock.lock()
+        .context("cannot lock the cluster of the tests")?;
     let cluster = match &arguments.kubeconfig {
         Some(kubeconfig) => Cluster::Given(std::path::absolute(kubeconfig)?),
         None => cluster::started(&folder())?,
     };
     let done = run_in(&cluster, &arguments.tests);
+    if done.is_err() {
+        keep_facts(&cluster);
+    }
     match cluster {
         Cluster::Ours(node) if !arguments.keep => {
             step("cluster down", || node.down())?;
@@ -47,19 +56,47 @@ pub(crate) fn e2e(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// The same as a part of `cargo xtask test`: where no cluster can be started it says why, and that is all.
+/// The same as a part of `cargo xtask test`. Where no cluster can be started they are not run, and this returns why.
 #[expect(clippy::print_stdout, reason = "a command line tool's output")]
-pub(crate) fn e2e_where_possible() -> anyhow::Result<()> {
-    match cluster::obstacles(&folder())? {
-        Some(obstacles) => {
-            println!("==> end-to-end tests: not run\n{obstacles}");
-            Ok(())
-        }
+pub(crate) fn e2e_where_possible() -> anyhow::Result<Option<String>> {
+    let obstacles = cluster::obstacles(&folder())?;
+    match &obstacles {
+        Some(obstacles) => println!("==> end-to-end tests: NOT RUN\n{obstacles}"),
         None => e2e(&Arguments {
             kubeconfig: None,
             keep: false,
             tests: Vec::new(),
-        }),
+        })?,
+    }
+    Ok(obstacles)
+}
+
+/// Saves what tells why a test failed, since the cluster goes.
+#[expect(clippy::print_stdout, reason = "a command line tool's output")]
+fn keep_facts(cluster: &Cluster) {
+    let facts = target().join("e2e-failed");
+    let save = || {
+        std::fs::create_dir_all(&facts)?;
+        for (name, arguments) in [
+            ("pods.txt", ["describe", "pods", "--all-namespaces"]),
+            ("events.txt", ["get", "events", "--all-namespaces"]),
+        ] {
+            let file = File::create(facts.join(name))?;
+            let limit = "--request-timeout=30s";
+            run(cluster
+                .command("kubectl")?
+                .args(arguments)
+                .arg(limit)
+                .stdout(file))?;
+        }
+        if let Cluster::Ours(node) = cluster {
+            run(command("cp", &["-r"]).arg(node.path("log")).arg(&facts))?;
+        }
+        anyhow::Ok(())
+    };
+    match save() {
+        Ok(()) => println!("    what the cluster said is in {}", facts.display()),
+        Err(error) => println!("    what the cluster said is lost: {error:#}"),
     }
 }
 
@@ -96,8 +133,8 @@ fn run_in(cluster: &Cluster, arguments: &[String]) -> anyhow::Result<()> {
     let tests = ["test", "--workspace", "--test", "e2e"];
     run(cargo(&tests).arg("--no-run"))?;
     step("end-to-end tests", || {
-        let mut command = cluster.command(env!("CARGO"))?;
-        command
+        let mut cargo = cluster.command(env!("CARGO"))?;
+        cargo
             .args(tests)
             .arg("--")
             .args(arguments)
@@ -106,12 +143,12 @@ fn run_in(cluster: &Cluster, arguments: &[String]) -> anyhow::Result<()> {
             .env("NEXUS_E2E_TAG", TAG)
             .env("NEXUS_HELM", assets::helm()?);
         match cluster {
-            Cluster::Given(kubeconfig) => command.env("NEXUS_E2E_KUBECONFIG", kubeconfig),
-            Cluster::Ours(node) => command
+            Cluster::Given(kubeconfig) => cargo.env("NEXUS_E2E_KUBECONFIG", kubeconfig),
+            Cluster::Ours(node) => cargo
                 .env("NEXUS_E2E_KUBECONFIG", node.kubeconfig())
                 .env("NEXUS_E2E_RESTART", restart(&node.path(""))?),
         };
-        run(&mut command)
+        run(&mut cargo)
     })
 }
 

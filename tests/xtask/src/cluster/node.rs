@@ -17,6 +17,8 @@ use crate::step::run;
 /// Paths outside of the node's folder that kubelet and the network plugins insist on. The node covers them; on the
 /// machine they stay empty.
 pub(super) const FIXED_FOLDERS: [&str; 2] = ["/var/lib/kubelet", "/var/lib/cni"];
+/// File by which a folder is known to be a node's.
+const MARKER: &str = "nexus-cluster";
 /// How long killed processes may take to go.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
@@ -184,8 +186,32 @@ impl Node {
             remove_unused(Path::new(folder))?;
         }
         if self.folder.exists() {
+            self.judge_folder()?;
             std::fs::remove_dir_all(&self.folder)
                 .with_context(|| format!("cannot remove {}", self.folder.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the node's folder.
+    pub(super) fn make_folder(&self) -> anyhow::Result<()> {
+        self.judge_folder()?;
+        std::fs::create_dir_all(&self.folder)?;
+        std::fs::write(self.path(MARKER), "")
+            .with_context(|| format!("cannot write into {}", self.folder.display()))
+    }
+
+    /// Fails if the folder has something in it and is no node's: everything in it goes with the node.
+    fn judge_folder(&self) -> anyhow::Result<()> {
+        let is_empty = match std::fs::read_dir(&self.folder) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        if !is_empty && !self.path(MARKER).exists() {
+            bail!(
+                "{} is not a folder of a cluster: name one with --folder that is empty or does not exist",
+                self.folder.display()
+            );
         }
         Ok(())
     }
@@ -270,4 +296,28 @@ fn remove_unused(folder: &Path) -> anyhow::Result<()> {
             .with_context(|| format!("cannot remove {}", folder.display()))?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_nodes_own_folder_is_removed() {
+        let place = tempfile::tempdir().unwrap();
+        let node = |name: &str| Node::at(&place.path().join(name)).unwrap();
+        let precious = place.path().join("precious");
+        std::fs::create_dir(&precious).unwrap();
+        std::fs::write(precious.join("work"), "").unwrap();
+        let error = node("precious").down().unwrap_err().to_string();
+        assert!(error.contains("is not a folder of a cluster"), "{error}");
+        assert!(node("precious").make_folder().is_err());
+        assert!(precious.join("work").exists());
+
+        let own = node("own");
+        own.make_folder().unwrap();
+        own.down().unwrap();
+        assert!(!place.path().join("own").exists());
+        own.down().unwrap();
+    }
 }

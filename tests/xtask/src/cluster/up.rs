@@ -27,6 +27,7 @@ pub(super) fn up(node: &Node) -> anyhow::Result<()> {
         let machine = machine::prepare(node)?;
         let programs = assets::kubernetes()?;
         let coredns = assets::coredns()?;
+        node.make_folder()?;
         step("certificates, configuration and images", || {
             pki::write(&node.path("pki"))?;
             components::configure(node, &machine.runtime)?;

@@ -1,0 +1,139 @@
+//! What sidecars show to the gateway: the pod's own token, or a key from a Secret of the namespace.
+
+use libtest_mimic::Trial;
+use serde_json::{Value, json};
+
+use crate::lab::{
+    self, KEY_SECRET, KEYED, SERVICES, SYSTEM, apply, helm, kubectl, kubectl_command, lab,
+    rolled_out, run, values,
+};
+use crate::team::{PROVIDER, Team, agent};
+use crate::test;
+
+/// The tests of this file that may run beside others.
+pub(crate) fn tests(list: &mut Vec<Trial>) {
+    list.push(test(
+        "a_sidecar_shows_a_token_of_its_pod_for_the_gateway_alone",
+        a_sidecar_shows_a_token_of_its_pod_for_the_gateway_alone,
+    ));
+}
+
+/// Those that must run alone.
+pub(crate) fn tests_alone(list: &mut Vec<Trial>) {
+    list.push(test("a_key_opens_the_gateway", a_key_opens_the_gateway));
+}
+
+fn a_sidecar_shows_a_token_of_its_pod_for_the_gateway_alone() {
+    let team = Team::new("token");
+    let id = team.route(PROVIDER, "");
+    team.start(&agent("agent"));
+    team.served("agent", "/via/upstream/token");
+    let log = kubectl(&[
+        "--namespace",
+        SERVICES,
+        "logs",
+        "deployment/gateway",
+        "--tail=-1",
+    ])
+    .ok();
+    let call = log
+        .lines()
+        .rfind(|line| line.contains(&id))
+        .expect("the gateway was asked");
+    let call: Value = serde_json::from_str(call).unwrap();
+    let shown = call["authorization"]
+        .as_str()
+        .expect("the sidecar shows a token");
+    let token = shown.strip_prefix("Bearer ").unwrap();
+
+    let status = review(token, "nexus-gateway");
+    assert_eq!(status["authenticated"], true, "{status}");
+    let account = format!("system:serviceaccount:{}:default", team.namespace);
+    assert_eq!(status["user"]["username"], account);
+    let extra = &status["user"]["extra"];
+    let uid = team.object("pod", "agent")["metadata"]["uid"].clone();
+    assert_eq!(
+        extra["authentication.kubernetes.io/pod-name"],
+        json!(["agent"])
+    );
+    assert_eq!(extra["authentication.kubernetes.io/pod-uid"], json!([uid]));
+    // It opens nothing else.
+    let other = review(token, "https://kubernetes.default.svc.cluster.local");
+    assert_ne!(other["authenticated"], true, "{other}");
+    let token = format!("--token={token}");
+    let mut command = kubectl_command(&[&token, "--kubeconfig=/dev/null", "auth", "whoami"]);
+    command
+        .arg(format!("--server={}", server()))
+        .arg("--insecure-skip-tls-verify");
+    run(&mut command, "").refused();
+}
+
+fn review(token: &str, audience: &str) -> Value {
+    let review = json!({
+        "apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+        "spec": {"token": token, "audiences": [audience]},
+    });
+    let create = ["create", "--filename=-", "--output=jsonpath={.status}"];
+    let said = run(&mut kubectl_command(&create), &review.to_string()).ok();
+    serde_json::from_str(&said).unwrap()
+}
+
+/// Where the API server is.
+fn server() -> String {
+    let url = "--output=jsonpath={.clusters[0].cluster.server}";
+    kubectl(&["config", "view", "--minify", url]).ok()
+}
+
+fn a_key_opens_the_gateway() {
+    let values: Vec<String> = values()
+        .into_iter()
+        .map(|value| {
+            value
+                .replace(lab::GATEWAY, KEYED)
+                .replace("auth=token", "auth=api-key")
+        })
+        .chain([format!("--set=sidecar.authSecret={KEY_SECRET}")])
+        .collect();
+    let upgrade = |values: &[String]| {
+        let arguments = ["upgrade", "nexus", "charts/nexus", "--namespace", SYSTEM];
+        let values = values.iter().map(String::as_str);
+        helm(&arguments.into_iter().chain(values).collect::<Vec<_>>()).ok();
+        rolled_out(SYSTEM, "deployment/nexus-operator");
+    };
+    upgrade(&values);
+    let [right, wrong] = [(lab().key(), "keyed"), ("guessed", "guessing")].map(|(key, prefix)| {
+        let team = Team::new(prefix);
+        apply(&[json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": KEY_SECRET, "namespace": team.namespace},
+            "stringData": {"api-key": key},
+        })])
+        .ok();
+        team
+    });
+    for team in [&right, &wrong] {
+        team.route(PROVIDER, "");
+        team.start_with("agent", KEYED);
+    }
+    right.served("agent", "/via/upstream/keyed");
+    let refused = wrong.call("agent", "/via/upstream/keyed");
+    assert_eq!(
+        (refused.status, refused.error()),
+        (502, "broker_rejected"),
+        "{refused:?}"
+    );
+    // The key is the sidecar's alone.
+    let pod = right.object("pod", "agent");
+    assert!(!pod["spec"]["containers"].to_string().contains(KEY_SECRET));
+    let said = right
+        .exec(
+            "agent",
+            &["sh", "-c", "env; find / -name '*api-key*' 2>/dev/null"],
+        )
+        .stdout;
+    assert!(
+        !said.contains("api-key") && !said.contains(lab().key()),
+        "{said}"
+    );
+    upgrade(&lab::values());
+}
