@@ -8,8 +8,9 @@ use super::Outcome::{Breach, Own, Refused};
 use super::{Outcome, PLAIN, ROOT, Scene, Table, failed, names_a_token};
 use crate::team::{PROVIDER, Team, agent};
 
-/// The second pod of root, whose sidecar has asked for nothing yet.
+/// Pods of root whose sidecars have no connection to anything yet.
 const FRESH: &str = "fresh";
+const SNIFFER: &str = "sniffer";
 
 impl Scene {
     pub(super) fn attack_the_pod(&self, table: &mut Table) {
@@ -31,7 +32,7 @@ impl Scene {
         ];
         let outcome = failed(&self.run(PLAIN, &sniff), "Operation not permitted");
         table.row("sidecar", PLAIN, "read the pod's network devices", outcome);
-        let said = team.exec(ROOT, &sniff).stdout;
+        let said = team.exec(SNIFFER, &sniff).stdout;
         let outcome = if said.contains("/via/upstream/sniff") && !names_a_token(&said) {
             Own("its own requests, and what TLS carries".to_owned())
         } else {
@@ -60,7 +61,7 @@ impl Scene {
 
 /// Kills every process in sight that could be the sidecar's.
 fn kill(team: &Team) -> Outcome {
-    let script = "for p in /proc/[0-9]*; do readlink $p/exe; done; pkill -9 nexus-sidecar || kill -9 $(pidof nexus-sidecar)";
+    let script = "for p in /proc/[0-9]*; do readlink $p/exe; done; kill -9 $(pidof nexus-sidecar)";
     let said = team.exec(ROOT, &["sh", "-c", script]);
     // It has to have seen something.
     let saw = said
@@ -93,13 +94,13 @@ fn root_team() -> Team {
         &patch,
     ];
     team.kubectl(&patch).ok();
-    for name in [ROOT, FRESH] {
+    for name in [ROOT, FRESH, SNIFFER] {
         let mut pod = agent(name);
         pod["spec"]["securityContext"] = json!({});
         pod["spec"]["containers"][0]["securityContext"] = json!({"runAsUser": 0});
         team.create(&pod).ok();
     }
-    for name in [ROOT, FRESH] {
+    for name in [ROOT, FRESH, SNIFFER] {
         team.ready(name);
     }
     team
