@@ -133,4 +133,6 @@ fn a_key_opens_the_gateway() {
         "{said}"
     );
     upgrade(&lab::values());
+    // Others after this one rely on it.
+    right.start_with("again", lab::GATEWAY);
 }
