@@ -4,8 +4,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::lab::{
-    self, KEY_SECRET, KEYED, SERVICES, SYSTEM, apply, helm, kubectl, kubectl_command, lab,
-    rolled_out, run, values,
+    self, KEY_SECRET, KEYED, apply, kubectl, kubectl_command, lab, log_of, run, upgrade, values,
 };
 use crate::team::{PROVIDER, Team, agent};
 use crate::test;
@@ -28,14 +27,7 @@ fn a_sidecar_shows_a_token_of_its_pod_for_the_gateway_alone() {
     let id = team.route(PROVIDER, "");
     team.start(&agent("agent"));
     team.served("agent", "/via/upstream/token");
-    let log = kubectl(&[
-        "--namespace",
-        SERVICES,
-        "logs",
-        "deployment/gateway",
-        "--tail=-1",
-    ])
-    .ok();
+    let log = log_of("gateway");
     let call = log
         .lines()
         .rfind(|line| line.contains(&id))
@@ -94,12 +86,6 @@ fn a_key_opens_the_gateway() {
         })
         .chain([format!("--set=sidecar.authSecret={KEY_SECRET}")])
         .collect();
-    let upgrade = |values: &[String]| {
-        let arguments = ["upgrade", "nexus", "charts/nexus", "--namespace", SYSTEM];
-        let values = values.iter().map(String::as_str);
-        helm(&arguments.into_iter().chain(values).collect::<Vec<_>>()).ok();
-        rolled_out(SYSTEM, "deployment/nexus-operator");
-    };
     upgrade(&values);
     let [right, wrong] = [(lab().key(), "keyed"), ("guessed", "guessing")].map(|(key, prefix)| {
         let team = Team::new(prefix);

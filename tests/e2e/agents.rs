@@ -3,8 +3,8 @@
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::lab::{self, kubectl, lab};
-use crate::team::{PROVIDER, Team, agent, container};
+use crate::lab::{self, arrived, lab};
+use crate::team::{PROVIDER, Team, agent, container, on_node};
 use crate::test;
 
 /// The tests of this file.
@@ -28,12 +28,7 @@ fn a_request_arrives_authenticated() {
     let by_header = team.call_with("agent", "/v1/me", &["X-Nexus-Provider: upstream"]);
     assert_eq!(by_header.connection(), id);
     // The upstream's own log says what came.
-    let log = kubectl(&["--namespace", lab::SERVICES, "logs", "deployment/upstream"]).ok();
-    assert!(
-        log.lines()
-            .any(|line| line.contains(&id) && line.contains("/v1/me")),
-        "{log}"
-    );
+    assert!(arrived(&[&id, "/v1/me"]), "no request of it arrived");
     // Without the sidecar there is nothing to show.
     let alone = team.call("agent", &format!("{}/v1/me", lab::UPSTREAM));
     assert_eq!(alone.status, 401, "{alone:?}");
@@ -149,15 +144,8 @@ fn restarts(team: &Team) -> u64 {
 
 /// The same scan of the sidecars' processes and files, from a pod that sees the node's processes.
 fn positive_control(masked: &str) -> Value {
-    let node = Team::with("node", "privileged");
-    let mut pod = agent("agent");
-    pod["metadata"]["annotations"] = json!({});
-    pod["spec"]["hostPID"] = true.into();
-    pod["spec"]["securityContext"] = json!({});
-    pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true, "runAsUser": 0});
-    node.start(&pod);
     let scan = ["python3", "/tools/scan.py", "--process", "nexus-sidecar"];
-    let said = node.exec_in("agent", "agent", &scan, masked).ok();
+    let said = on_node(&scan, masked);
     serde_json::from_str(&said).unwrap()
 }
 

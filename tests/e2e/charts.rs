@@ -4,7 +4,9 @@ use libtest_mimic::Trial;
 use serde_json::json;
 use tempfile::NamedTempFile;
 
-use crate::lab::{LIMIT, SERVICES, SYSTEM, UPSTREAM, helm, kubectl, lab, rolled_out, values};
+use crate::lab::{
+    self, CHART, LIMIT, SYSTEM, UPSTREAM, arrived, helm, kubectl, lab, release, values,
+};
 use crate::team::{PROVIDER, SECOND, Team, agent};
 use crate::test;
 
@@ -25,19 +27,9 @@ fn upgrade(more: &serde_json::Value) {
     // Not by `--set`, which has characters of its own.
     let file = NamedTempFile::new().unwrap();
     std::fs::write(file.path(), more.to_string()).unwrap();
-    let file = format!("--values={}", file.path().display());
-    let values = values();
-    let arguments = [
-        "upgrade",
-        "nexus",
-        "charts/nexus",
-        "--namespace",
-        SYSTEM,
-        &file,
-    ];
-    let values = values.iter().map(String::as_str);
-    helm(&arguments.into_iter().chain(values).collect::<Vec<_>>()).ok();
-    rolled_out(SYSTEM, "deployment/nexus-operator");
+    let mut arguments = values();
+    arguments.push(format!("--values={}", file.path().display()));
+    lab::upgrade(&arguments);
 }
 
 fn helm_test_proves_the_whole_way() {
@@ -72,18 +64,10 @@ fn helm_test_proves_the_whole_way() {
     run().ok();
     upgrade(&facts(&id, "/helm-test"));
     run().ok();
-    let log = kubectl(&[
-        "--namespace",
-        SERVICES,
-        "logs",
-        "deployment/upstream",
-        "--tail=-1",
-    ])
-    .ok();
-    let arrived = log
-        .lines()
-        .any(|line| line.contains(&id) && line.contains("/helm-test"));
-    assert!(arrived, "the test's request did not arrive authenticated");
+    assert!(
+        arrived(&[&id, "/helm-test"]),
+        "the test's request did not arrive authenticated"
+    );
     let pods = team.kubectl(&["get", "pods", "--output=name"]).ok();
     assert_eq!(pods, "", "the test left pods");
     // It must be able to fail.
@@ -125,14 +109,7 @@ fn uninstalling_leaves_what_runs() {
     assert!(team.kubectl(&exec).refused().contains("nexus-exec"));
 
     // Definitions and routes stayed, and the next release takes them over.
-    let values = values();
-    let arguments = ["install", "nexus", "charts/nexus", "--namespace", SYSTEM];
-    let arguments: Vec<_> = arguments
-        .into_iter()
-        .chain(values.iter().map(String::as_str))
-        .collect();
-    helm(&arguments).ok();
-    rolled_out(SYSTEM, "deployment/nexus-operator");
+    release("install", CHART, &values());
     assert_eq!(
         team.object("nexusroute", PROVIDER)["spec"]["provider"],
         PROVIDER

@@ -17,6 +17,8 @@ use serde_json::{Value, json};
 pub(crate) const LIMIT: Duration = Duration::from_mins(3);
 /// Namespace of the chart.
 pub(crate) const SYSTEM: &str = "nexus-system";
+/// The chart under test.
+pub(crate) const CHART: &str = "charts/nexus";
 /// Namespace of the gateway and the upstream.
 pub(crate) const SERVICES: &str = "services";
 /// What agents ask for is behind this URL.
@@ -87,6 +89,26 @@ pub(crate) fn set_up() {
 /// A token that no other text contains.
 fn token() -> String {
     format!("e2e-{:016x}{:016x}", fastrand::u64(..), fastrand::u64(..))
+}
+
+/// Chart and tag of an earlier revision, if the upgrade from it is to be tested.
+pub(crate) fn older() -> Option<(String, String)> {
+    let chart = std::env::var("NEXUS_E2E_OLDER_CHART").ok()?;
+    Some((chart, setting("NEXUS_E2E_OLDER_TAG")))
+}
+
+/// True if a line of the upstream's log has all of these.
+pub(crate) fn arrived(parts: &[&str]) -> bool {
+    log_of("upstream")
+        .lines()
+        .any(|line| parts.iter().all(|part| line.contains(part)))
+}
+
+/// The log of a service.
+pub(crate) fn log_of(service: &str) -> String {
+    let deployment = format!("deployment/{service}");
+    let namespace = format!("--namespace={SERVICES}");
+    kubectl(&[&namespace, "logs", &deployment, "--tail=-1"]).ok()
 }
 
 /// Tag of the images under test.
@@ -176,10 +198,27 @@ pub(crate) fn helm(arguments: &[&str]) -> Answer {
     run(&mut command, "")
 }
 
+/// `helm install` or `upgrade` of a chart with these arguments. Returns when the operator is the new one.
+pub(crate) fn release(action: &str, chart: &str, arguments: &[String]) {
+    let command = [action, "nexus", chart, "--namespace", SYSTEM];
+    let arguments = arguments.iter().map(String::as_str);
+    helm(&command.into_iter().chain(arguments).collect::<Vec<_>>()).ok();
+    rolled_out(SYSTEM, "deployment/nexus-operator");
+}
+
+/// [`release`] of an upgrade to the chart under test.
+pub(crate) fn upgrade(arguments: &[String]) {
+    release("upgrade", CHART, arguments);
+}
+
 /// Values that make the chart find what runs in this cluster.
 pub(crate) fn values() -> Vec<String> {
+    values_of(&tag())
+}
+
+/// The same for images of this tag.
+pub(crate) fn values_of(tag: &str) -> Vec<String> {
     let registry = setting("NEXUS_E2E_REGISTRY");
-    let tag = tag();
     [
         format!("image.registry={registry}"),
         format!("image.tag={tag}"),

@@ -3,8 +3,8 @@
 use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
-use crate::lab::{LIMIT, SERVICES, kubectl, until};
-use crate::team::{PROVIDER, Team, agent, container};
+use crate::lab::{LIMIT, arrived, until};
+use crate::team::{PROVIDER, Team, agent, container, on_node};
 use crate::test;
 
 /// One request, which has to be served.
@@ -162,19 +162,7 @@ fn an_agent_that_shuts_down_can_still_call_out() {
     team.served("agent", "/via/upstream/hello");
     team.kubectl(&["delete", "pod", "agent", "--wait=true"])
         .ok();
-    let log = kubectl(&[
-        "--namespace",
-        SERVICES,
-        "logs",
-        "deployment/upstream",
-        "--tail=-1",
-    ])
-    .ok();
-    assert!(
-        log.lines()
-            .any(|line| line.contains(&id) && line.contains("/bye")),
-        "no goodbye arrived"
-    );
+    assert!(arrived(&[&id, "/bye"]), "no goodbye arrived");
 }
 
 fn a_killed_sidecar_comes_back() {
@@ -206,14 +194,7 @@ fn a_killed_sidecar_comes_back() {
 }
 
 /// Kills the sidecar's process of a pod, from one that sees the node's processes.
-fn kill_sidecar(uid: &str) {
-    let node = Team::with("killer", "privileged");
-    let mut pod = agent("agent");
-    pod["metadata"]["annotations"] = json!({});
-    pod["spec"]["hostPID"] = true.into();
-    pod["spec"]["securityContext"] = json!({});
-    pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true, "runAsUser": 0});
-    node.start(&pod);
+pub(crate) fn kill_sidecar(uid: &str) {
     let script = r#"
 import os, sys
 wanted = [sys.argv[1], sys.argv[1].replace("-", "_")]
@@ -228,9 +209,7 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         os.kill(int(pid), 9)
         print("killed")
 "#;
-    let said = node
-        .exec_in("agent", "agent", &["python3", "-", uid], script)
-        .ok();
+    let said = on_node(&["python3", "-", uid], script);
     assert_eq!(said.trim(), "killed");
 }
 

@@ -34,6 +34,9 @@ const TOGETHER: usize = 4;
 
 fn main() -> ExitCode {
     let arguments = Arguments::from_args();
+    if lab::older().is_some() {
+        return upgrade_from_older(&arguments);
+    }
     if lab::is_there() && !arguments.list {
         lab::set_up();
         examples::install();
@@ -68,6 +71,18 @@ fn main() -> ExitCode {
     } else {
         second.exit_code()
     }
+}
+
+/// Only the upgrade from an earlier revision, which is installed instead.
+fn upgrade_from_older(arguments: &Arguments) -> ExitCode {
+    if !arguments.list {
+        lab::set_up();
+        upgrades::install_older();
+        team::grant();
+    }
+    let mut tests = Vec::new();
+    upgrades::tests_of_older(&mut tests);
+    libtest_mimic::run(arguments, tests).exit_code()
 }
 
 /// A test, which needs a cluster.

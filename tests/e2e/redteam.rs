@@ -12,7 +12,7 @@ use libtest_mimic::Trial;
 use nexus_tests::apiserver::Answer;
 use serde_json::{Value, json};
 
-use crate::lab::{SERVICES, apply, kubectl, lab};
+use crate::lab::{apply, lab, log_of};
 use crate::team::{PROVIDER, Team, agent};
 use crate::test;
 
@@ -206,17 +206,7 @@ impl Scene {
     fn nothing_happened_to_the_victims(&self) {
         let reply = self.victims.served("victim", "/via/upstream/last");
         assert_eq!(reply.connection(), self.theirs);
-        let log = |name: &str| {
-            kubectl(&[
-                "--namespace",
-                SERVICES,
-                "logs",
-                &format!("deployment/{name}"),
-                "--tail=-1",
-            ])
-            .ok()
-        };
-        let upstream = log("upstream");
+        let upstream = log_of("upstream");
         let theirs: Vec<_> = upstream
             .lines()
             .filter(|line| line.contains(&self.theirs))
@@ -231,7 +221,7 @@ impl Scene {
             .lines()
             .find(|line| line.contains(&self.own) && line.contains("keys"));
         assert_eq!(denied, None, "a denied path arrived");
-        let other = log("other");
+        let other = log_of("other");
         assert!(
             !other.contains(&self.own) && !other.contains(&self.theirs),
             "{other}"

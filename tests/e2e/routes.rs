@@ -6,14 +6,19 @@ use std::time::{Duration, Instant};
 use libtest_mimic::Trial;
 use serde_json::json;
 
-use crate::lab::lab;
+use crate::lab::{OTHER, lab};
 use crate::team::{PROVIDER, Reply, SECOND, Team, agent};
 use crate::test;
 
 /// Namespaces that change their routes at the same time.
-const TEAMS: usize = 5;
+const TEAMS: u32 = 5;
+/// Between the changes of one namespace and those of the next: they are to fall anywhere between two looks of kubelet.
+const STAGGER: Duration = Duration::from_secs(9);
 /// The longest that kubelet and what is around it may take, on a busy machine.
 const BOUND: Duration = Duration::from_secs(150);
+
+/// What was changed, and how long it took.
+type Change = (&'static str, Duration);
 
 /// The tests of this file.
 pub(crate) fn tests(list: &mut Vec<Trial>) {
@@ -24,15 +29,17 @@ pub(crate) fn tests(list: &mut Vec<Trial>) {
 }
 
 fn routes_change_in_running_sidecars() {
-    let mut times: Vec<(&str, Duration)> = std::thread::scope(|scope| {
-        let teams: Vec<_> = (0..TEAMS).map(|_| scope.spawn(changes)).collect();
+    let mut times: Vec<Change> = std::thread::scope(|scope| {
+        let teams: Vec<_> = (0..TEAMS)
+            .map(|index| scope.spawn(move || changes(STAGGER * index)))
+            .collect();
         teams
             .into_iter()
             .flat_map(|team| team.join().unwrap())
             .collect()
     });
     times.sort_by_key(|(_, time)| *time);
-    assert_eq!(times.len(), 4 * TEAMS);
+    assert_eq!(times.len(), 4 * TEAMS as usize);
     let (p50, max) = (times[times.len() / 2].1, times[times.len() - 1].1);
     println!(
         "{} route changes: p50 {p50:.1?}, max {max:.1?}",
@@ -43,8 +50,8 @@ fn routes_change_in_running_sidecars() {
     }
 }
 
-/// Four changes, one after another, each with the time from `kubectl apply` to its effect.
-fn changes() -> Vec<(&'static str, Duration)> {
+/// Four changes, two at a time: the second of them after `pause`. Each with the time from `kubectl apply` to its effect.
+fn changes(pause: Duration) -> Vec<Change> {
     let team = Team::new("live");
     let first = team.route(PROVIDER, "");
     team.start(&agent("agent"));
@@ -54,54 +61,71 @@ fn changes() -> Vec<(&'static str, Duration)> {
         team.call("agent", "/via/second/start").error(),
         "provider_unknown"
     );
-    let mut times = Vec::new();
-    let mut change = |what, act: &dyn Fn(), path: &str, done: &dyn Fn(&Reply) -> bool| {
+    let change = |what, act: &dyn Fn(), path: &str, done: &dyn Fn(&Reply) -> bool| {
         let start = Instant::now();
         act();
         loop {
             let reply = team.call("agent", path);
             if done(&reply) {
-                times.push((what, start.elapsed()));
-                break;
+                return (what, start.elapsed());
             }
             assert!(start.elapsed() < BOUND, "{what}: {reply:?}");
             std::thread::sleep(Duration::from_millis(100));
         }
     };
     let [second, third] = [(); 2].map(|()| lab().connection());
-    change(
-        "new route",
-        &|| team.connect(SECOND, &json!([{"connectionId": second}])),
-        "/via/second/new",
-        &|reply| reply.status == 200 && reply.connection() == second,
-    );
-    let changed = json!({
-        "metadata": {"name": PROVIDER},
-        "spec": {
-            "provider": PROVIDER,
-            "upstream": {"url": "https://other.services.svc"},
-            "connections": [{"connectionId": first}],
-        },
-    });
-    change(
-        "changed upstream",
-        &|| team.apply_route(&changed),
-        "/via/upstream/changed",
-        &|reply| reply.status == 200 && reply.body.contains("other.services.svc"),
-    );
-    change(
-        "changed connection",
-        &|| team.connect(SECOND, &json!([{"connectionId": third}])),
-        "/via/second/changed",
-        &|reply| reply.status == 200 && reply.connection() == third,
-    );
-    change(
-        "deleted route",
-        &|| {
-            team.kubectl(&["delete", "nexusroute", SECOND]).ok();
-        },
-        "/via/second/gone",
-        &|reply| reply.error() == "provider_unknown",
-    );
+    let upstream = |url: &str, connection: &str| {
+        team.apply_route(&json!({
+            "metadata": {"name": PROVIDER},
+            "spec": {
+                "provider": PROVIDER,
+                "upstream": {"url": url},
+                "connections": [{"connectionId": connection}],
+            },
+        }));
+    };
+    let new_route = || {
+        change(
+            "new route",
+            &|| team.connect(SECOND, &json!([{"connectionId": second}])),
+            "/via/second/new",
+            &|reply| reply.status == 200 && reply.connection() == second,
+        )
+    };
+    let changed_upstream = || {
+        change(
+            "changed upstream",
+            &|| upstream(OTHER, &first),
+            "/via/upstream/changed",
+            &|reply| reply.status == 200 && reply.body.contains("other.services.svc"),
+        )
+    };
+    let changed_connection = || {
+        change(
+            "changed connection",
+            &|| upstream(OTHER, &third),
+            "/via/upstream/changed",
+            &|reply| reply.status == 200 && reply.connection() == third,
+        )
+    };
+    let deleted_route = || {
+        change(
+            "deleted route",
+            &|| {
+                team.kubectl(&["delete", "nexusroute", SECOND]).ok();
+            },
+            "/via/second/gone",
+            &|reply| reply.error() == "provider_unknown",
+        )
+    };
+    let both = |now: &(dyn Fn() -> Change + Sync), later: &(dyn Fn() -> Change + Sync)| {
+        std::thread::scope(|scope| {
+            let now = scope.spawn(now);
+            std::thread::sleep(pause);
+            [later(), now.join().unwrap()]
+        })
+    };
+    let mut times = both(&new_route, &changed_upstream).to_vec();
+    times.extend(both(&deleted_route, &changed_connection));
     times
 }

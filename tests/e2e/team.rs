@@ -282,6 +282,19 @@ pub(crate) fn container(name: &str, script: &str) -> Value {
     })
 }
 
+/// Runs a command with `input` in a pod without a sidecar that sees all processes of the node and may do anything.
+/// Returns what it prints.
+pub(crate) fn on_node(command: &[&str], input: &str) -> String {
+    let team = Team::with("node", "privileged");
+    let mut pod = agent("agent");
+    pod["metadata"]["annotations"] = json!({});
+    pod["spec"]["hostPID"] = true.into();
+    pod["spec"]["securityContext"] = json!({});
+    pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true, "runAsUser": 0});
+    team.start(&pod);
+    team.exec_in("agent", "agent", command, input).ok()
+}
+
 /// Applies the NexusProviders of all teams.
 pub(crate) fn grant() {
     let provider = |name: &str, urls: [&str; 2]| {

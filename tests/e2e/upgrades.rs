@@ -10,7 +10,11 @@ use nexus_tests::caller::Caller;
 use nexus_tests::operator::sum;
 use tokio::sync::watch;
 
-use crate::lab::{self, SYSTEM, helm, kubectl, kubectl_command, rolled_out, run, until, values};
+use crate::lab::{
+    self, SYSTEM, helm, kubectl, kubectl_command, release, rolled_out, run, until, upgrade, values,
+    values_of,
+};
+use crate::lifecycle::kill_sidecar;
 use crate::load::Load;
 use crate::team::{PROVIDER, SECOND, Team, agent};
 use crate::test;
@@ -80,33 +84,9 @@ fn an_upgrade_under_load_fails_no_admission_and_no_request() {
     let (end, ended) = watch::channel(false);
     let pods = runtime.spawn(create_pods(team.namespace.clone(), ended));
     let next = format!("{}-next", lab::tag());
-    let mut arguments = vec!["upgrade", "nexus", "charts/nexus", "--namespace", SYSTEM];
-    let values: Vec<String> = values()
-        .iter()
-        .map(|value| value.replace(&format!(".tag={}", lab::tag()), &format!(".tag={next}")))
-        .collect();
-    arguments.extend(values.iter().map(String::as_str));
     let start = Instant::now();
-    helm(&arguments).ok();
-    rolled_out(SYSTEM, "deployment/nexus-operator");
-    // The last of the old replicas serves on through its preStop, by connections that the API server has.
-    until("the next operator admits", || {
-        let dry = [
-            "create",
-            "--dry-run=server",
-            "--output=json",
-            "--filename=-",
-        ];
-        let pod = agent("dry");
-        let namespace = format!("--namespace={}", team.namespace);
-        let mut command = kubectl_command(&[&[namespace.as_str()], &dry[..]].concat());
-        let said = run(&mut command, &pod.to_string()).ok();
-        if said.contains(&format!("nexus-sidecar:{next}\"")) {
-            Ok(())
-        } else {
-            Err("the one before admits".to_owned())
-        }
-    });
+    upgrade(&values_of(&next));
+    admits(&team, &next);
     std::thread::sleep(Duration::from_secs(5));
     let took = start.elapsed();
     end.send_replace(true);
@@ -139,6 +119,109 @@ fn an_upgrade_under_load_fails_no_admission_and_no_request() {
     for pod in ["newer", "older"] {
         let reply = team.served(pod, "/via/second/after");
         assert_eq!(reply.connection(), second, "{pod}");
+    }
+}
+
+/// Waits until sidecars of this tag are injected: the last of the operators before serves on through its preStop, by
+/// connections that the API server has.
+fn admits(team: &Team, tag: &str) {
+    until("the operator after it admits", || {
+        let dry = [
+            "create",
+            "--dry-run=server",
+            "--output=json",
+            "--filename=-",
+        ];
+        let namespace = format!("--namespace={}", team.namespace);
+        let mut command = kubectl_command(&[&[namespace.as_str()], &dry[..]].concat());
+        let said = run(&mut command, &agent("dry").to_string()).ok();
+        if said.contains(&format!("nexus-sidecar:{tag}\"")) {
+            Ok(())
+        } else {
+            Err("the one before admits".to_owned())
+        }
+    });
+}
+
+/// What `cargo xtask e2e --from` asks for.
+pub(crate) fn tests_of_older(list: &mut Vec<Trial>) {
+    list.push(test(
+        "an_older_release_goes_on_under_this_one_and_back",
+        an_older_release_goes_on_under_this_one_and_back,
+    ));
+}
+
+/// Installs the earlier revision's chart and images, as its users did.
+pub(crate) fn install_older() {
+    let (chart, tag) = lab::older().unwrap();
+    kubectl(&["create", "namespace", SYSTEM]).ok();
+    kubectl(&["label", "namespace", SYSTEM, "e2e=true"]).ok();
+    release("install", &chart, &values_of(&tag));
+}
+
+fn an_older_release_goes_on_under_this_one_and_back() {
+    let (_, older) = lab::older().unwrap();
+    let tag = |team: &Team, pod: &str| {
+        let image = &team.object("pod", pod)["spec"]["initContainers"][0]["image"];
+        image
+            .as_str()
+            .unwrap()
+            .rsplit(':')
+            .next()
+            .unwrap()
+            .to_owned()
+    };
+    let team = Team::new("older");
+    let first = team.route(PROVIDER, "");
+    team.start(&agent("older"));
+    assert_eq!(tag(&team, "older"), older);
+    let reply = team.served("older", "/via/upstream/before");
+    assert_eq!(reply.connection(), first);
+    let load = Load::start(&team, "older", "/via/upstream/load");
+
+    upgrade(&values());
+    admits(&team, &lab::tag());
+    team.start(&agent("newer"));
+    assert_eq!(tag(&team, "newer"), lab::tag());
+    // A route that only the newer operator has written reaches both.
+    let second = team.route(SECOND, "");
+    let both = ["older", "newer"];
+    for pod in both {
+        let reply = team.served(pod, "/via/second/upgraded");
+        assert_eq!(reply.connection(), second, "{pod}");
+    }
+    load.end();
+    // What the newer one wrote is all that a sidecar has which starts again.
+    let uid = team.object("pod", "older")["metadata"]["uid"].clone();
+    kill_sidecar(uid.as_str().unwrap());
+    until("the older sidecar is started again", || {
+        let status = team.object("pod", "older")["status"].take();
+        let sidecar = &status["initContainerStatuses"][0];
+        if sidecar["restartCount"] == 1 && sidecar["ready"] == true {
+            Ok(())
+        } else {
+            Err(status.to_string())
+        }
+    });
+    for pod in both {
+        let reply = team.served(pod, "/via/second/restarted");
+        assert_eq!(reply.connection(), second, "{pod}");
+    }
+
+    helm(&["rollback", "nexus", "--namespace", SYSTEM]).ok();
+    rolled_out(SYSTEM, "deployment/nexus-operator");
+    admits(&team, &older);
+    team.start(&agent("again"));
+    let third = team.route(SECOND, "");
+    for pod in ["older", "newer", "again"] {
+        until("the route that the older operator wrote", || {
+            let reply = team.call(pod, "/via/second/back");
+            if reply.status == 200 && reply.connection() == third {
+                Ok(())
+            } else {
+                Err(format!("{pod}: {reply:?}"))
+            }
+        });
     }
 }
 

@@ -75,32 +75,9 @@ impl Scene {
         }
     }
 
-    /// Bytes to the sidecar, and one of the answers that are fine.
-    fn raw_sidecar(&self, request: &str, fine: &[&str]) -> Outcome {
-        let said = self.run(
-            PLAIN,
-            &[
-                "python3",
-                "/tools/attack.py",
-                "raw",
-                "127.0.0.1",
-                "8080",
-                request,
-            ],
-        );
-        if let Some(leak) = self.leaked(&said.stdout) {
-            return Breach(leak);
-        }
-        match fine.iter().find(|text| said.stdout.contains(**text)) {
-            Some(text) => Refused((*text).to_owned()),
-            None => Breach(format!("{said:?}")),
-        }
-    }
-
-    /// Content-Length and Transfer-Encoding disagree about where the next request begins.
-    fn smuggle(&self) -> Outcome {
-        let request = "POST /via/upstream@mine/a HTTP/1.1\\r\\nHost: localhost:8080\\r\\nContent-Length: 40\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /keys/new HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n";
-        let command = [
+    /// What the sidecar answers to these bytes.
+    fn raw(&self, request: &str) -> String {
+        let attack = [
             "python3",
             "/tools/attack.py",
             "raw",
@@ -108,7 +85,25 @@ impl Scene {
             "8080",
             request,
         ];
-        let said = self.run(PLAIN, &command).stdout;
+        self.run(PLAIN, &attack).ok()
+    }
+
+    /// Bytes to the sidecar, and one of the answers that are fine.
+    fn raw_sidecar(&self, request: &str, fine: &[&str]) -> Outcome {
+        let said = self.raw(request);
+        if let Some(leak) = self.leaked(&said) {
+            return Breach(leak);
+        }
+        match fine.iter().find(|text| said.contains(**text)) {
+            Some(text) => Refused((*text).to_owned()),
+            None => Breach(said),
+        }
+    }
+
+    /// Content-Length and Transfer-Encoding disagree about where the next request begins.
+    fn smuggle(&self) -> Outcome {
+        let request = "POST /via/upstream@mine/a HTTP/1.1\\r\\nHost: localhost:8080\\r\\nContent-Length: 40\\r\\nTransfer-Encoding: chunked\\r\\n\\r\\n0\\r\\n\\r\\nGET /keys/new HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n";
+        let said = self.raw(request);
         if said.matches("HTTP/1.1 ").count() == 1 && said.contains("connection: close") {
             Own(
                 "one request, and the rest of the connection is dropped (RFC 9112 section 6.3)"
@@ -122,15 +117,7 @@ impl Scene {
     /// Whatever host the agent names, the request goes to the route's.
     fn host_stays(&self) -> Outcome {
         let request = "GET /v1/host HTTP/1.1\\r\\nHost: evil.example\\r\\nX-Forwarded-Host: evil.example\\r\\nX-Nexus-Provider: upstream\\r\\nX-Nexus-Tenant: mine\\r\\nConnection: close\\r\\n\\r\\n";
-        let command = [
-            "python3",
-            "/tools/attack.py",
-            "raw",
-            "127.0.0.1",
-            "8080",
-            request,
-        ];
-        let said = self.run(PLAIN, &command).stdout;
+        let said = self.raw(request);
         if said.contains(r#""host":"upstream.services.svc""#) {
             Own("it goes to the route's own host".to_owned())
         } else if said.starts_with("HTTP/1.1 4") && said.contains("x-nexus-error: ") {

@@ -9,7 +9,7 @@ use crate::fuzz;
 use crate::generate;
 use crate::images::{self, dockerfiles, product, program};
 use crate::soak;
-use crate::step::{cargo, command, run, step, succeeds, target};
+use crate::step::{cargo, command, repository, run, step, succeeds, target};
 use crate::tool;
 
 const CARGO_DENY: &str = "0.20.2";
@@ -93,13 +93,18 @@ fn run_tests(arguments: &[String]) -> anyhow::Result<Option<String>> {
 /// Builds the sidecar as it is shipped. Returns where it is.
 pub(crate) fn release() -> anyhow::Result<PathBuf> {
     let name = product::SIDECAR.name;
-    program::build(name, name, "release")
+    program::build(repository(), &target(), name, name, "release")
 }
 
 #[expect(clippy::print_stdout, reason = "a command line tool's output")]
 fn supply_chain() -> anyhow::Result<()> {
-    // Its default features bring a second TLS stack; fetching the advisory database needs git only.
-    let deny = tool::installed("cargo-deny", CARGO_DENY, &["--no-default-features"])?;
+    // Its default features bring a second TLS stack; fetching the advisory database needs git only. A debug build takes
+    // seconds for its check and minutes less to be made.
+    let deny = tool::installed(
+        "cargo-deny",
+        CARGO_DENY,
+        &["--debug", "--no-default-features"],
+    )?;
     step("licences, bans and sources", || {
         run(&mut command(
             &deny,

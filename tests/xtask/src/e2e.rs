@@ -10,8 +10,9 @@ use crate::assets;
 use crate::cluster::{self, Cluster};
 use crate::images::{
     self,
-    product::{Build, PRODUCTS},
+    product::{Build, PRODUCTS, Sources},
 };
+use crate::older::Older;
 use crate::step::{cargo, command, repository, run, step, target};
 
 /// Where the images are said to come from.
@@ -27,6 +28,9 @@ pub(crate) struct Arguments {
     /// Leaves the cluster as the tests left it, in target/cluster-e2e.
     #[arg(long)]
     keep: bool,
+    /// Builds this revision of the repository too, and tests nothing but the upgrade from it to what is here.
+    #[arg(long, value_name = "REVISION")]
+    from: Option<String>,
     /// Passed to the tests: names, or --test-threads N.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     tests: Vec<String>,
@@ -43,7 +47,7 @@ pub(crate) fn e2e(arguments: &Arguments) -> anyhow::Result<()> {
         Some(kubeconfig) => Cluster::Given(std::path::absolute(kubeconfig)?),
         None => cluster::started(&folder())?,
     };
-    let done = run_in(&cluster, &arguments.tests);
+    let done = run_in(&cluster, arguments);
     if done.is_err() {
         keep_facts(&cluster);
     }
@@ -65,6 +69,7 @@ pub(crate) fn e2e_where_possible() -> anyhow::Result<Option<String>> {
         None => e2e(&Arguments {
             kubeconfig: None,
             keep: false,
+            from: None,
             tests: Vec::new(),
         })?,
     }
@@ -116,6 +121,7 @@ fn images() -> anyhow::Result<Vec<PathBuf>> {
             registry: REGISTRY.to_owned(),
             tag,
             profile: "release".to_owned(),
+            sources: Sources::Own,
         };
         for product in &PRODUCTS {
             files.push(images::write(product, &build, &folder)?);
@@ -124,8 +130,13 @@ fn images() -> anyhow::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-fn run_in(cluster: &Cluster, arguments: &[String]) -> anyhow::Result<()> {
-    let images = images()?;
+fn run_in(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
+    let older = arguments.from.as_deref();
+    let older = older
+        .map(|revision| Older::build(revision, REGISTRY))
+        .transpose()?;
+    let mut images = images()?;
+    images.extend(older.iter().flat_map(|older| older.images.clone()));
     if let Cluster::Ours(node) = cluster {
         step("load the images", || cluster::load(node, &images))?;
     }
@@ -137,11 +148,16 @@ fn run_in(cluster: &Cluster, arguments: &[String]) -> anyhow::Result<()> {
         cargo
             .args(tests)
             .arg("--")
-            .args(arguments)
+            .args(&arguments.tests)
             .current_dir(repository())
             .env("NEXUS_E2E_REGISTRY", REGISTRY)
             .env("NEXUS_E2E_TAG", TAG)
             .env("NEXUS_HELM", assets::helm()?);
+        if let Some(older) = &older {
+            cargo
+                .env("NEXUS_E2E_OLDER_CHART", &older.chart)
+                .env("NEXUS_E2E_OLDER_TAG", &older.tag);
+        }
         match cluster {
             Cluster::Given(kubeconfig) => cargo.env("NEXUS_E2E_KUBECONFIG", kubeconfig),
             Cluster::Ours(node) => cargo

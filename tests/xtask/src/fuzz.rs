@@ -67,7 +67,7 @@ fn build(host: &str, targets: &[String]) -> anyhow::Result<()> {
             .and_then(|()| run(&mut command("apt-get", &install)))
             .context("install a C++ compiler by hand")
     })?;
-    let cargo_fuzz = tool::installed("cargo-fuzz", CARGO_FUZZ, &[])?;
+    let cargo_fuzz = tool::installed("cargo-fuzz", CARGO_FUZZ, &["--debug"])?;
     step("build the fuzz targets", || {
         // What is fuzzed is what is shipped: the same versions of everything.
         let lock = "Cargo.lock";

@@ -26,7 +26,7 @@ use anyhow::{bail, ensure};
 use clap::Args;
 
 pub(crate) use self::layer::Layer;
-use self::product::{Build, PRODUCTS, Product};
+use self::product::{Build, PRODUCTS, Product, Sources};
 pub(crate) use self::shell::shell;
 use crate::step::{cargo, run as run_command, step, target};
 
@@ -124,6 +124,7 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
         registry: arguments.registry,
         tag: arguments.tag,
         profile: arguments.profile,
+        sources: Sources::Own,
     };
     let mut names = arguments.names;
     if names.is_empty() {
@@ -149,7 +150,14 @@ pub(crate) fn run(arguments: Arguments) -> anyhow::Result<()> {
 
 /// Builds a part of the product and writes `NAME.tar` into `folder`, which is made if need be. Returns the file.
 pub(crate) fn write(product: &Product, build: &Build, folder: &Path) -> anyhow::Result<PathBuf> {
-    let program = program::build(product.name, product.name, &build.profile)?;
+    let (name, sources) = (product.name, &build.sources);
+    let program = program::build(
+        sources.folder(),
+        &sources.target(),
+        name,
+        name,
+        &build.profile,
+    )?;
     let image = product.image(build, &program)?;
     save(&image, product.name, folder)
 }
@@ -164,6 +172,7 @@ pub(crate) fn check_sidecar() -> anyhow::Result<()> {
         registry: "localhost".to_owned(),
         tag: "check".to_owned(),
         profile: "release".to_owned(),
+        sources: Sources::Own,
     };
     let first = write(&product::SIDECAR, &build, folder.path())?;
     let bytes = std::fs::read(&first)?;

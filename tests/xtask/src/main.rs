@@ -10,6 +10,7 @@ mod e2e;
 mod fuzz;
 mod generate;
 mod images;
+mod older;
 mod soak;
 mod step;
 mod tool;

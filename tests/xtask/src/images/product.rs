@@ -1,12 +1,12 @@
 //! The images that the chart names: the sidecar and the operator, each one statically linked program.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 use serde_json::json;
 
 use super::{Image, Layer, NAMES, archive, program, roots};
-use crate::step::command;
+use crate::step::{command, repository, target};
 
 /// What the sidecar's image may at most have. Every node of every cluster pulls it.
 const SIDECAR_LIMIT: usize = 20_000_000;
@@ -52,6 +52,44 @@ pub(crate) struct Build {
     pub(crate) tag: String,
     /// Cargo's profile.
     pub(crate) profile: String,
+    /// Of what.
+    pub(crate) sources: Sources,
+}
+
+/// Sources of the product.
+#[derive(Clone, Debug)]
+pub(crate) enum Sources {
+    /// Those of this program.
+    Own,
+    /// A copy of those of a revision.
+    Revision { id: String, folder: PathBuf },
+}
+
+impl Sources {
+    /// The folder of their workspace.
+    pub(crate) fn folder(&self) -> &Path {
+        match self {
+            Self::Own => repository(),
+            Self::Revision { folder, .. } => folder,
+        }
+    }
+
+    /// Where they are built. Cargo takes the same package of two workspaces for one, and the newer file for unchanged, so
+    /// each has its own folder.
+    pub(crate) fn target(&self) -> PathBuf {
+        match self {
+            Self::Own => target(),
+            Self::Revision { folder, .. } => folder.join("target"),
+        }
+    }
+
+    /// Their commit, if it is known.
+    fn revision(&self) -> anyhow::Result<Option<String>> {
+        match self {
+            Self::Own => revision(),
+            Self::Revision { id, .. } => Ok(Some(id.clone())),
+        }
+    }
 }
 
 impl Product {
@@ -90,7 +128,7 @@ impl Product {
             let program = program.display();
             bail!("{program} is not statically linked, it needs {need}");
         }
-        let revision = revision()?;
+        let revision = build.sources.revision()?;
         let mut image = Image::new(&self.reference(build))
             .layer(self.files(content)?)
             .entrypoint([&self.path()])
@@ -193,6 +231,7 @@ mod tests {
             registry: registry.to_owned(),
             tag: "1.2".to_owned(),
             profile: "release".to_owned(),
+            sources: Sources::Own,
         }
     }
 

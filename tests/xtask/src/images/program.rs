@@ -3,16 +3,23 @@
 //! They are linked with glibc, whose allocator is much faster than that of musl. A static glibc resolves names without
 //! plugins from 2.34 on.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail, ensure};
 
-use crate::step::{cargo, command, run, step, target};
+use crate::step::{cargo, command, run, step};
 
-/// Builds a program of a package alone, as it is shipped. Returns where it is.
+/// Builds a program of a package alone, as it is shipped, of the workspace in `sources` and into the folder `target`.
+/// Returns where it is.
 ///
 /// It goes beside what is built for this machine: with a target named, the flags are not for build scripts and macros.
-pub(crate) fn build(package: &str, program: &str, profile: &str) -> anyhow::Result<PathBuf> {
+pub(crate) fn build(
+    sources: &Path,
+    target: &Path,
+    package: &str,
+    program: &str,
+    profile: &str,
+) -> anyhow::Result<PathBuf> {
     let host = host()?;
     ensure!(
         host.contains("-linux-"),
@@ -24,10 +31,12 @@ pub(crate) fn build(package: &str, program: &str, profile: &str) -> anyhow::Resu
     step(&format!("{profile} build of {program}"), || {
         run(cargo(&arguments)
             .args(["--package", package, "--bin", program])
+            .current_dir(sources)
+            .env("CARGO_TARGET_DIR", std::path::absolute(target)?)
             .env("RUSTFLAGS", flags.trim()))
     })?;
     let folder = if profile == "dev" { "debug" } else { profile };
-    Ok(target().join(host).join(folder).join(program))
+    Ok(target.join(host).join(folder).join(program))
 }
 
 /// The platform of the toolchain, as rustc names it.
