@@ -181,7 +181,14 @@ fn prepare_namespace() {
 fn log_shows(team: &Team, workload: &str, connections: &[&String]) {
     until("the log", || {
         let log = team
-            .kubectl(&["logs", workload, "--all-containers", "--tail=-1"])
+            // Of those too that a Job made because the one before failed.
+            .kubectl(&[
+                "logs",
+                workload,
+                "--all-pods",
+                "--all-containers",
+                "--tail=-1",
+            ])
             .stdout;
         let shown = connections.iter().all(|id| {
             log.lines()
