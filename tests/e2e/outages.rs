@@ -123,6 +123,14 @@ fn without_the_operator_what_runs_goes_on() {
     load.end();
 }
 
+/// When the API server's process started, as it says itself.
+fn started() -> String {
+    let text = kubectl(&["get", "--raw=/metrics"]).ok();
+    let metric = "process_start_time_seconds ";
+    let value = text.lines().find_map(|line| line.strip_prefix(metric));
+    value.expect("the API server's start time").to_owned()
+}
+
 fn after_a_restart_of_the_api_server() {
     let team = Team::new("restart");
     team.route(PROVIDER, "");
@@ -132,6 +140,7 @@ fn after_a_restart_of_the_api_server() {
         "{} kube-apiserver",
         std::env::var("NEXUS_E2E_RESTART").unwrap()
     );
+    let before = started();
     // The load is not told what to do by way of the API server while that is away.
     let load = Load::start(&team, "agent", "/via/upstream/load");
     run(Command::new("sh").args(["-c", &script]), "").ok();
@@ -143,6 +152,7 @@ fn after_a_restart_of_the_api_server() {
             Err(answer.stderr)
         }
     });
+    assert_ne!(started(), before, "nothing was restarted");
     let second = team.route(SECOND, "");
     until("pods are admitted", || {
         let answer = team.create(&agent("after"));
