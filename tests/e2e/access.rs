@@ -1,10 +1,11 @@
 //! What sidecars show to the gateway: the pod's own token, or a key from a Secret of the namespace.
 
 use libtest_mimic::Trial;
+use nexus_tests::apiserver::Answer;
 use serde_json::{Value, json};
 
 use crate::lab::{
-    self, KEY_SECRET, KEYED, apply, kubectl, kubectl_command, lab, log_of, run, upgrade, values,
+    self, KEY_SECRET, KEYED, apply, kubectl, kubectl_command, lab, log_of, upgrade, values,
 };
 use crate::team::{PROVIDER, Team, agent};
 use crate::test;
@@ -57,7 +58,7 @@ fn a_sidecar_shows_a_token_of_its_pod_for_the_gateway_alone() {
     command
         .arg(format!("--server={}", server()))
         .arg("--insecure-skip-tls-verify");
-    run(&mut command, "").refused();
+    Answer::of(&mut command, "").refused();
 }
 
 fn review(token: &str, audience: &str) -> Value {
@@ -66,7 +67,7 @@ fn review(token: &str, audience: &str) -> Value {
         "spec": {"token": token, "audiences": [audience]},
     });
     let create = ["create", "--filename=-", "--output=jsonpath={.status}"];
-    let said = run(&mut kubectl_command(&create), &review.to_string()).ok();
+    let said = Answer::of(&mut kubectl_command(&create), &review.to_string()).ok();
     serde_json::from_str(&said).unwrap()
 }
 

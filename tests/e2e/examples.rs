@@ -7,13 +7,14 @@ use std::path::Path;
 use std::process::Command;
 
 use libtest_mimic::Trial;
+use nexus_tests::apiserver::Answer;
 use nexus_tests::clients::repository;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::lab::{
     self, AUTHORITY, GATEWAY, OTHER, SYSTEM, UPSTREAM, apply, helm_program, kubectl, lab,
-    rolled_out, run, until, values,
+    rolled_out, until, values,
 };
 use crate::lifecycle::completed;
 use crate::team::Team;
@@ -90,7 +91,7 @@ impl Page {
             .current_dir(self.folder.path())
             .env("PATH", format!("{}:{path}", folder.display()))
             .env("KUBECONFIG", lab::kubeconfig());
-        let answer = run(&mut shell, "");
+        let answer = Answer::of(&mut shell, "");
         assert!(answer.success, "{command}: {}", answer.stderr);
         answer.stdout
     }

@@ -1,9 +1,8 @@
 //! The cluster under test: the chart as a user installs it, and a gateway and an upstream as pods.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -121,27 +120,6 @@ pub(crate) fn python() -> String {
     "localhost/agent-python:1".to_owned()
 }
 
-/// Runs a program with `input`.
-pub(crate) fn run(command: &mut Command, input: &str) -> Answer {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    let mut stdin = child.stdin.take().unwrap();
-    // A command that does not read it may have ended already.
-    stdin.write_all(input.as_bytes()).ok();
-    drop(stdin);
-    let output = child.wait_with_output().unwrap();
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Answer {
-        success: output.status.success(),
-        stdout: text(&output.stdout),
-        stderr: text(&output.stderr),
-    }
-}
-
 /// The kubeconfig of an administrator.
 pub(crate) fn kubeconfig() -> String {
     setting("NEXUS_E2E_KUBECONFIG")
@@ -161,13 +139,13 @@ pub(crate) fn kubectl_command(arguments: &[&str]) -> Command {
 
 /// `kubectl` of an administrator.
 pub(crate) fn kubectl(arguments: &[&str]) -> Answer {
-    run(&mut kubectl_command(arguments), "")
+    Answer::of(&mut kubectl_command(arguments), "")
 }
 
 /// `kubectl apply` of objects.
 pub(crate) fn apply(objects: &[Value]) -> Answer {
     let list = json!({"apiVersion": "v1", "kind": "List", "items": objects});
-    run(
+    Answer::of(
         &mut kubectl_command(&["apply", "--filename=-"]),
         &list.to_string(),
     )
@@ -195,7 +173,7 @@ pub(crate) fn helm(arguments: &[&str]) -> Answer {
         .args(arguments)
         .env("KUBECONFIG", kubeconfig())
         .current_dir(nexus_tests::clients::repository());
-    run(&mut command, "")
+    Answer::of(&mut command, "")
 }
 
 /// `helm install` or `upgrade` of a chart with these arguments. Returns when the operator is the new one.

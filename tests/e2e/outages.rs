@@ -3,9 +3,10 @@
 use std::process::Command;
 
 use libtest_mimic::Trial;
+use nexus_tests::apiserver::Answer;
 use serde_json::{Value, json};
 
-use crate::lab::{LIMIT, SYSTEM, kubectl, rolled_out, run, until};
+use crate::lab::{LIMIT, SYSTEM, kubectl, rolled_out, until};
 use crate::lifecycle::{completed, job};
 use crate::load::Load;
 use crate::team::{PROVIDER, SECOND, Team, agent};
@@ -143,7 +144,7 @@ fn after_a_restart_of_the_api_server() {
     let before = started();
     // The load is not told what to do by way of the API server while that is away.
     let load = Load::start(&team, "agent", "/via/upstream/load");
-    run(Command::new("sh").args(["-c", &script]), "").ok();
+    Answer::of(Command::new("sh").args(["-c", &script]), "").ok();
     until("the API server is back", || {
         let answer = kubectl(&["get", "--raw=/readyz"]);
         if answer.success {

@@ -166,7 +166,7 @@ impl Team {
         let mut object = object.clone();
         object["metadata"]["namespace"] = self.namespace.as_str().into();
         let mut command = kubectl_command(&["create", "--filename=-"]);
-        lab::run(&mut command, &object.to_string())
+        Answer::of(&mut command, &object.to_string())
     }
 
     /// Waits until a pod is ready.
@@ -204,7 +204,7 @@ impl Team {
         let namespace = format!("--namespace={}", self.namespace);
         let container = format!("--container={container}");
         let arguments = [&namespace, "exec", "--stdin", pod, &container, "--"];
-        lab::run(
+        Answer::of(
             &mut kubectl_command(&[&arguments[..], command].concat()),
             input,
         )

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use libtest_mimic::Trial;
+use nexus_tests::apiserver::Answer;
 use nexus_tests::caller::Caller;
 use nexus_tests::operator::sum;
 use tokio::sync::watch;
 
 use crate::lab::{
-    self, SYSTEM, helm, kubectl, kubectl_command, release, rolled_out, run, until, upgrade, values,
+    self, SYSTEM, helm, kubectl, kubectl_command, release, rolled_out, until, upgrade, values,
     values_of,
 };
 use crate::lifecycle::kill_sidecar;
@@ -134,7 +135,7 @@ fn admits(team: &Team, tag: &str) {
         ];
         let namespace = format!("--namespace={}", team.namespace);
         let mut command = kubectl_command(&[&[namespace.as_str()], &dry[..]].concat());
-        let said = run(&mut command, &agent("dry").to_string()).ok();
+        let said = Answer::of(&mut command, &agent("dry").to_string()).ok();
         if said.contains(&format!("nexus-sidecar:{tag}\"")) {
             Ok(())
         } else {

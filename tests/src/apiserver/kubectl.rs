@@ -1,11 +1,11 @@
-//! kubectl as the users run it.
+//! kubectl and other programs as the users run them.
 
 use std::io::Write as _;
 use std::process::{Command, Stdio};
 
 use super::{Cluster, asset};
 
-/// How kubectl ended and what it said.
+/// How a program ended and what it said.
 #[derive(Clone, Debug)]
 pub struct Answer {
     /// Whether its exit status was 0.
@@ -17,13 +17,38 @@ pub struct Answer {
 }
 
 impl Answer {
+    /// Runs a program with `input` on its standard input, and waits until it ends.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be started.
+    pub fn of(command: &mut Command, input: &str) -> Self {
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?}: {error}"));
+        let mut stdin = child.stdin.take().unwrap();
+        // A command that does not read it may have ended already.
+        stdin.write_all(input.as_bytes()).ok();
+        drop(stdin);
+        let output = child.wait_with_output().unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Self {
+            success: output.status.success(),
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+        }
+    }
+
     /// What it printed, of a command that must succeed.
     ///
     /// # Panics
     ///
     /// When it did not, showing what it said.
     pub fn ok(self) -> String {
-        assert!(self.success, "kubectl failed: {}", self.stderr);
+        assert!(self.success, "it failed: {}", self.stderr);
         self.stdout
     }
 
@@ -33,7 +58,7 @@ impl Answer {
     ///
     /// When it succeeded.
     pub fn refused(self) -> String {
-        assert!(!self.success, "kubectl succeeded: {}", self.stdout);
+        assert!(!self.success, "it succeeded: {}", self.stdout);
         self.stderr
     }
 }
@@ -50,27 +75,13 @@ impl Cluster {
     ///
     /// When it cannot be started.
     pub fn kubectl_with(&self, arguments: &[&str], input: &str) -> Answer {
-        let mut child = Command::new(asset("kubectl"))
+        let mut command = Command::new(asset("kubectl"));
+        command
             .arg(format!("--kubeconfig={}", self.kubeconfig().display()))
             .args(arguments)
             // Its caches belong to the cluster.
-            .env("HOME", &self.folder)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut stdin = child.stdin.take().unwrap();
-        // A command that does not read it may have ended already.
-        stdin.write_all(input.as_bytes()).ok();
-        drop(stdin);
-        let output = child.wait_with_output().unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        Answer {
-            success: output.status.success(),
-            stdout: text(&output.stdout),
-            stderr: text(&output.stderr),
-        }
+            .env("HOME", &self.folder);
+        Answer::of(&mut command, input)
     }
 
     /// `kubectl apply` of objects, in YAML or JSON.
