@@ -4,7 +4,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::lab::{self, arrived, lab};
-use crate::team::{PROVIDER, Team, agent, container, on_node};
+use crate::team::{PROVIDER, Team, agent, container, on_node_of};
 use crate::test;
 
 /// The tests of this file.
@@ -58,7 +58,7 @@ fn the_credential_is_nowhere_in_an_agents_reach() {
         assert_eq!(seen["tokens"], json!([]), "as {container}");
         assert!(seen["files"].as_u64() > Some(500), "as {container}: {seen}");
     }
-    let control = positive_control(&masked);
+    let control = positive_control(&team, &masked);
     println!("inside the sidecars: {control}");
     assert_ne!(
         control["found"],
@@ -143,9 +143,9 @@ fn restarts(team: &Team) -> u64 {
 }
 
 /// The same scan of the sidecars' processes and files, from a pod that sees the node's processes.
-fn positive_control(masked: &str) -> Value {
+fn positive_control(team: &Team, masked: &str) -> Value {
     let scan = ["python3", "/tools/scan.py", "--process", "nexus-sidecar"];
-    let said = on_node(&scan, masked);
+    let said = on_node_of(&team.object("pod", "agent"), &scan, masked);
     serde_json::from_str(&said).unwrap()
 }
 

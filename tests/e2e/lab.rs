@@ -28,12 +28,14 @@ pub(crate) const OTHER: &str = "https://other.services.svc";
 pub(crate) const GATEWAY: &str = "https://gateway.services.svc";
 /// A gateway that wants a key.
 pub(crate) const KEYED: &str = "https://keyed.services.svc";
+/// A broker that wants a certificate.
+pub(crate) const BROKER: &str = "https://broker.services.svc";
 /// Secret of a namespace with the key.
 pub(crate) const KEY_SECRET: &str = "nexus-key";
 /// ConfigMap of each namespace with the gateway's authority.
 pub(crate) const AUTHORITY: &str = "nexus-ca";
 /// Their names there.
-const NAMES: [&str; 4] = ["gateway", "keyed", "upstream", "other"];
+const NAMES: [&str; 5] = ["gateway", "keyed", "broker", "upstream", "other"];
 /// Connections that the gateway has: numbers below this one.
 const CONNECTIONS: u32 = 500;
 
@@ -42,6 +44,7 @@ pub(crate) struct Lab {
     tokens: BTreeMap<String, String>,
     key: String,
     authority: String,
+    client: (String, String),
     next_connection: AtomicU32,
     next_namespace: AtomicU32,
 }
@@ -67,21 +70,29 @@ pub(crate) fn lab() -> &'static Lab {
 
 static LAB: OnceLock<Lab> = OnceLock::new();
 
+/// Removes all that these tests made from a cluster that is not ours.
+pub(crate) fn clear_given() {
+    if std::env::var_os("NEXUS_E2E_RESTART").is_none() {
+        Lab::remove_what_was_left();
+    }
+}
+
 /// Starts gateway and upstream. What is in the cluster of an earlier run is removed first.
 pub(crate) fn set_up() {
     let tokens = (1..CONNECTIONS)
         .map(|number| (connection(number), token()))
         .collect();
-    let authority = Authority::new();
+    let (authority, clients) = (Authority::new(), Authority::new());
     let lab = Lab {
         tokens,
         key: token(),
         authority: authority.pem(),
+        client: clients.client("sidecars"),
         next_connection: AtomicU32::new(1),
         next_namespace: AtomicU32::new(1),
     };
     Lab::remove_what_was_left();
-    lab.start_services(&authority);
+    lab.start_services(&authority, &clients);
     assert!(LAB.set(lab).is_ok(), "the lab is set up once");
 }
 
@@ -248,6 +259,11 @@ impl Lab {
         &self.key
     }
 
+    /// A certificate that the broker takes and its private key, in PEM.
+    pub(crate) fn client(&self) -> (&str, &str) {
+        (&self.client.0, &self.client.1)
+    }
+
     /// The authority of gateway and upstream, in PEM.
     pub(crate) fn authority(&self) -> &str {
         &self.authority
@@ -311,7 +327,7 @@ impl Lab {
         }
     }
 
-    fn start_services(&self, authority: &Authority) {
+    fn start_services(&self, authority: &Authority, clients: &Authority) {
         let names = NAMES.map(|name| format!("{name}.{SERVICES}.svc"));
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let (certificate, key) = authority.serving_as(&names);
@@ -324,6 +340,7 @@ impl Lab {
         let tokens = json!({
             "tokens.json": json!(self.tokens).to_string(),
             "api-key": self.key,
+            "client-ca.crt": clients.pem(),
         });
         let mut objects = vec![
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": SERVICES, "labels": {"e2e": "true"}}}),
@@ -337,6 +354,11 @@ impl Lab {
         objects.extend(service("gateway", &["gateway"]));
         let keyed = ["gateway", "--api-key-file=/etc/standin/credentials/api-key"];
         objects.extend(service("keyed", &keyed));
+        let broker = [
+            "broker",
+            "--client-ca-file=/etc/standin/credentials/client-ca.crt",
+        ];
+        objects.extend(service("broker", &broker));
         objects.extend(service("upstream", &["upstream"]));
         objects.extend(service("other", &["upstream"]));
         apply(&objects).ok();

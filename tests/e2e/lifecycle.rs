@@ -4,7 +4,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::lab::{LIMIT, arrived, until};
-use crate::team::{PROVIDER, Team, agent, container, on_node};
+use crate::team::{PROVIDER, Team, agent, container, on_node_of};
 use crate::test;
 
 /// One request, which has to be served.
@@ -170,11 +170,7 @@ fn a_killed_sidecar_comes_back() {
     team.route(PROVIDER, "");
     team.start(&agent("agent"));
     team.served("agent", "/via/upstream/before");
-    let uid = team.object("pod", "agent")["metadata"]["uid"]
-        .as_str()
-        .unwrap()
-        .to_owned();
-    kill_sidecar(&uid);
+    kill_sidecar(&team.object("pod", "agent"));
     let status = until("the sidecar is started again", || {
         let pod = team.object("pod", "agent");
         let status = pod["status"]["initContainerStatuses"][0].clone();
@@ -194,7 +190,7 @@ fn a_killed_sidecar_comes_back() {
 }
 
 /// Kills the sidecar's process of a pod, from one that sees the node's processes.
-pub(crate) fn kill_sidecar(uid: &str) {
+pub(crate) fn kill_sidecar(pod: &Value) {
     let script = r#"
 import os, sys
 wanted = [sys.argv[1], sys.argv[1].replace("-", "_")]
@@ -209,7 +205,8 @@ for pid in filter(str.isdigit, os.listdir("/proc")):
         os.kill(int(pid), 9)
         print("killed")
 "#;
-    let said = on_node(&["python3", "-", uid], script);
+    let uid = pod["metadata"]["uid"].as_str().unwrap();
+    let said = on_node_of(pod, &["python3", "-", uid], script);
     assert_eq!(said.trim(), "killed");
 }
 

@@ -65,12 +65,16 @@ fn main() -> ExitCode {
         test_threads: Some(1),
         ..arguments
     };
+    let list = one_by_one.list;
     let second = libtest_mimic::run(&one_by_one, alone);
     if first.has_failed() {
-        first.exit_code()
-    } else {
-        second.exit_code()
+        return first.exit_code();
     }
+    // What is there after a failure tells why.
+    if lab::is_there() && !list && !second.has_failed() {
+        lab::clear_given();
+    }
+    second.exit_code()
 }
 
 /// Only the upgrade from an earlier revision, which is installed instead.

@@ -12,7 +12,7 @@ use libtest_mimic::Trial;
 use nexus_tests::apiserver::Answer;
 use serde_json::{Value, json};
 
-use crate::lab::{apply, lab, log_of};
+use crate::lab::{KEY_SECRET, apply, lab, log_of};
 use crate::team::{PROVIDER, Team, agent};
 use crate::test;
 
@@ -158,6 +158,12 @@ impl Scene {
             },
         }));
         apply(&accounts(&team.namespace)).ok();
+        apply(&[json!({
+            "apiVersion": "v1", "kind": "Secret",
+            "metadata": {"name": KEY_SECRET, "namespace": team.namespace},
+            "stringData": {"api-key": lab().key()},
+        })])
+        .ok();
         for name in [PLAIN, PATCHER, EDITOR] {
             team.create(&attacker(name)).ok();
         }

@@ -66,11 +66,12 @@ class Search:
         for folder, folders, names in os.walk(top, followlinks=False):
             inside = folder[len(top.rstrip("/")):] or "/"
             if inside == "/":
-                folders[:] = [name for name in folders if name not in ("proc", "sys", "dev")]
+                folders[:] = [name for name in folders if name not in ("proc", "sys")]
             for name in names:
                 path = os.path.join(folder, name)
                 try:
-                    if stat.S_ISREG(os.stat(path).st_mode):
+                    # What a link leads to comes by its own name. /dev/core would lead to the node's memory.
+                    if stat.S_ISREG(os.lstat(path).st_mode):
                         self.file(path)
                 except OSError:
                     pass

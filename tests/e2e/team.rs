@@ -282,12 +282,13 @@ pub(crate) fn container(name: &str, script: &str) -> Value {
     })
 }
 
-/// Runs a command with `input` in a pod without a sidecar that sees all processes of the node and may do anything.
-/// Returns what it prints.
-pub(crate) fn on_node(command: &[&str], input: &str) -> String {
+/// Runs a command with `input` beside a pod: in one without a sidecar on the same node that sees all its processes and
+/// may do anything. Returns what it prints.
+pub(crate) fn on_node_of(beside: &Value, command: &[&str], input: &str) -> String {
     let team = Team::with("node", "privileged");
     let mut pod = agent("agent");
     pod["metadata"]["annotations"] = json!({});
+    pod["spec"]["nodeName"] = beside["spec"]["nodeName"].clone();
     pod["spec"]["hostPID"] = true.into();
     pod["spec"]["securityContext"] = json!({});
     pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true, "runAsUser": 0});

@@ -99,7 +99,7 @@ fn an_upgrade_under_load_fails_no_admission_and_no_request() {
         took.as_secs_f64()
     );
     assert!(
-        f64::from(created) > took.as_secs_f64() * f64::from(RATE) * 0.7,
+        f64::from(created) > took.as_secs_f64() * f64::from(RATE) * 0.9,
         "too few pods: {created}"
     );
     assert_eq!(failures(), before);
@@ -193,8 +193,7 @@ fn an_older_release_goes_on_under_this_one_and_back() {
     }
     load.end();
     // What the newer one wrote is all that a sidecar has which starts again.
-    let uid = team.object("pod", "older")["metadata"]["uid"].clone();
-    kill_sidecar(uid.as_str().unwrap());
+    kill_sidecar(&team.object("pod", "older"));
     until("the older sidecar is started again", || {
         let status = team.object("pod", "older")["status"].take();
         let sidecar = &status["initContainerStatuses"][0];

@@ -56,20 +56,7 @@ impl Authority {
     /// A server configuration that demands a client certificate of `clients`.
     pub fn server_for_clients_of(&self, leaf: Leaf, clients: &Self) -> Arc<ServerConfig> {
         let (chain, key) = self.issue(leaf);
-        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-        let verifier = WebPkiClientVerifier::builder_with_provider(
-            Arc::new(clients.roots()),
-            Arc::clone(&provider),
-        )
-        .build()
-        .unwrap();
-        let config = ServerConfig::builder_with_provider(provider)
-            .with_safe_default_protocol_versions()
-            .unwrap()
-            .with_client_cert_verifier(verifier)
-            .with_single_cert(vec![chain], key)
-            .unwrap();
-        Arc::new(config)
+        serving_clients_of(chain, key, clients.roots())
     }
 
     /// A client certificate and its private key, in PEM.
@@ -178,6 +165,34 @@ pub fn server_of(certificate: &str, key: &str, alpn: &[&str]) -> Arc<ServerConfi
     let chain = CertificateDer::from(der(certificate));
     let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
     serving_with(chain, key, alpn)
+}
+
+/// The same that demands a client certificate of the authority `clients`, in PEM.
+pub fn server_for_clients_of(certificate: &str, key: &str, clients: &str) -> Arc<ServerConfig> {
+    let chain = CertificateDer::from(der(certificate));
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from(der(clients))).unwrap();
+    serving_clients_of(chain, key, roots)
+}
+
+fn serving_clients_of(
+    certificate: CertificateDer<'static>,
+    key: PrivateKeyDer<'static>,
+    clients: RootCertStore,
+) -> Arc<ServerConfig> {
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier =
+        WebPkiClientVerifier::builder_with_provider(Arc::new(clients), Arc::clone(&provider))
+            .build()
+            .unwrap();
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(vec![certificate], key)
+        .unwrap();
+    Arc::new(config)
 }
 
 fn serving_with(

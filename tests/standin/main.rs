@@ -1,8 +1,9 @@
-//! What agents' requests need beside the sidecar, as programs for pods: a gateway and an HTTPS upstream.
+//! What agents' requests need beside the sidecar, as programs for pods: a gateway or broker, and an HTTPS upstream.
 //!
-//! Both read the same file of credentials, a JSON object of access tokens by connection id. The gateway hands them out
-//! as the published one does, to whoever asks; with a key file only to who shows the key. The upstream answers 401 to a
-//! request without one of them, and says of every other one which connection it came with:
+//! All read the same file of credentials, a JSON object of access tokens by connection id. The gateway hands them out
+//! as the published one does, to whoever asks; with a key file only to who shows the key. The broker wants a client
+//! certificate. The upstream answers 401 to a request without one of them, and says of every other one which connection
+//! it came with:
 //!
 //! | path | answer |
 //! | --- | --- |
@@ -20,13 +21,11 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use clap::{Parser, Subcommand};
 use nexus_tests::broker::{Access, Answer, Broker, Front};
-use nexus_tests::tls::server_of;
+use nexus_tests::tls::{server_for_clients_of, server_of};
 use nexus_tests::upstream::{Refusal, Seen, Upstream};
-use rustls::server::ServerConfig;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -60,6 +59,12 @@ enum Role {
         #[arg(long)]
         api_key_file: Option<PathBuf>,
     },
+    /// The broker, for callers with a certificate.
+    Broker {
+        /// The authority of their certificates, in PEM.
+        #[arg(long)]
+        client_ca_file: PathBuf,
+    },
     /// An API that wants a token.
     Upstream,
 }
@@ -78,21 +83,19 @@ async fn main() {
             });
             let bearer = None;
             let access = Access { api_key, bearer };
-            let tls = tls(&arguments.tls, &["http/1.1"]);
-            let broker = Broker::serve(arguments.listen, Front::Gateway, access, tls).await;
-            // What callers show, for tests that judge it; the tokens among it live for minutes.
-            broker.observe(|id, call| {
-                let shown = json!({
-                    "connection": id,
-                    "authorization": call.authorization,
-                    "apiKey": call.api_key,
-                });
-                println!("{shown}");
-            });
-            for (id, token) in tokens {
-                broker.set(&id, Answer::oauth2(&token));
-            }
-            println!("listening {}", broker.url());
+            let (certificate, key) = pair(&arguments.tls);
+            let tls = server_of(&certificate, &key, &["http/1.1"]);
+            let gateway = Broker::serve(arguments.listen, Front::Gateway, access, tls).await;
+            hand_out(&gateway, &tokens);
+            terminated.recv().await;
+        }
+        Role::Broker { client_ca_file } => {
+            let clients = std::fs::read_to_string(client_ca_file).expect("an authority");
+            let (certificate, key) = pair(&arguments.tls);
+            let tls = server_for_clients_of(&certificate, &key, &clients);
+            let access = Access::default();
+            let broker = Broker::serve(arguments.listen, Front::Broker, access, tls).await;
+            hand_out(&broker, &tokens);
             terminated.recv().await;
         }
         Role::Upstream => {
@@ -100,7 +103,8 @@ async fn main() {
                 .into_iter()
                 .map(|(id, token)| (format!("Bearer {token}"), id))
                 .collect();
-            let tls = tls(&arguments.tls, &["h2", "http/1.1"]);
+            let (certificate, key) = pair(&arguments.tls);
+            let tls = server_of(&certificate, &key, &["h2", "http/1.1"]);
             let upstream = Upstream::builder()
                 .at(arguments.listen)
                 .with(tls)
@@ -114,9 +118,28 @@ async fn main() {
     }
 }
 
-fn tls(folder: &Path, alpn: &[&str]) -> Arc<ServerConfig> {
+/// Lets a gateway or broker answer with these tokens, and print what callers show, for tests that judge it. The tokens
+/// among that live for minutes.
+fn hand_out(broker: &Broker, tokens: &HashMap<String, String>) {
+    broker.observe(|id, call| {
+        let shown = json!({
+            "connection": id,
+            "authorization": call.authorization,
+            "apiKey": call.api_key,
+            "clientCertificate": call.client_certificate.is_some(),
+        });
+        println!("{shown}");
+    });
+    for (id, token) in tokens {
+        broker.set(id, Answer::oauth2(token));
+    }
+    println!("listening {}", broker.url());
+}
+
+/// The server's certificate and its key.
+fn pair(folder: &Path) -> (String, String) {
     let read = |name| std::fs::read_to_string(folder.join(name)).expect("a certificate and a key");
-    server_of(&read("tls.crt"), &read("tls.key"), alpn)
+    (read("tls.crt"), read("tls.key"))
 }
 
 /// Says in the log who asked, which is what a test believes: an answer has passed the sidecar.

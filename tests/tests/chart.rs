@@ -172,6 +172,28 @@ fn it_says_what_is_missing() {
             "{auth}"
         );
     }
+    let clear = ("sidecar.gatewayUrl", "http://gateway.nexus.svc:8080");
+    let said = refusal(&[clear]);
+    assert!(
+        said.contains("sidecar.gatewayUrl is an http:// address"),
+        "{said}"
+    );
+    let broker = [
+        ("sidecar.gatewayUrl", ""),
+        ("sidecar.brokerUrl", "http://localhost.nexus.test"),
+    ];
+    assert!(refusal(&broker).contains("sidecar.brokerUrl is an http:// address"));
+    for accepted in [
+        &[clear, ("sidecar.allowInsecureGateway", "true")][..],
+        &[("sidecar.gatewayUrl", "http://127.0.0.1:7070")],
+        &[("sidecar.gatewayUrl", "http://localhost/gateway")],
+    ] {
+        chart::render(accepted);
+    }
+    let grants = ("routes.gatewayUrl", "http://gateway.nexus.svc");
+    assert!(refusal(&[grants]).contains("routes.gatewayUrl is an http:// address"));
+    let same = ("sidecar.adminPort", "8080");
+    assert!(refusal(&[same]).contains("are both 8080"));
     let output = chart::helm()
         .args(["template", "nexus", "--kube-version", "1.29.9"])
         .arg(chart::folder())

@@ -190,7 +190,7 @@ async fn the_first_leads_and_goes_on_leading() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_takes_over_within_the_duration_when_the_leader_is_killed() {
+async fn another_takes_over_within_the_duration_and_two_retries_when_the_leader_is_killed() {
     let (server, first, second) = two().await;
     pass(DURATION * 3, [&first, &second], || false).await;
     first.task.abort();

@@ -4,7 +4,7 @@ use serde_json::Value;
 
 use super::Outcome::{Breach, Refused, Relay};
 use super::{EDITOR, Outcome, PLAIN, Scene, Table, failed};
-use crate::lab::{GATEWAY, SYSTEM, lab};
+use crate::lab::{GATEWAY, KEY_SECRET, KEYED, SYSTEM, lab};
 
 impl Scene {
     pub(super) fn attack_the_gateway(&self, table: &mut Table) {
@@ -24,6 +24,22 @@ impl Scene {
             };
             table.row("gateway", PLAIN, what, outcome);
         }
+        let key = r#"--output=go-template={{index .data "api-key" | base64decode}}"#;
+        let key = self
+            .kubectl(EDITOR, &["get", "secret", KEY_SECRET, key])
+            .ok();
+        let url = format!("{KEYED}/v1/token/{}", self.theirs);
+        let shown = format!("X-API-Key: {key}");
+        let reply = self.team.call_with(EDITOR, &url, &[&shown]);
+        let outcome = if reply.status == 200 && reply.body.contains(lab().token(&self.theirs)) {
+            Relay("`edit` may read Secrets, and the key opens every connection".to_owned())
+        } else {
+            Breach(format!(
+                "the stand-in is not like the published gateway: {reply:?}"
+            ))
+        };
+        let what = "read its key from the Secret, ask for another team's connection";
+        table.row("gateway", EDITOR, what, outcome);
     }
 
     pub(super) fn attack_the_node(&self, table: &mut Table) {
@@ -61,12 +77,16 @@ impl Scene {
             "its read-only port",
             self.connect(node, "10255"),
         );
-        let url = format!("https://{node}:2379/v3/kv/range");
-        let reply = self.team.call(PLAIN, &url);
-        let outcome = if reply.status == 0 {
-            Refused(reply.body)
-        } else {
-            Breach(format!("{reply:?}"))
+        let replies = ["https", "http"].map(|scheme| {
+            let url = format!("{scheme}://{node}:2379/v3/kv/range");
+            self.team.call(PLAIN, &url)
+        });
+        // A server that wants TLS says so with 400 to a request without.
+        let outcome = match &replies {
+            [secure, clear] if secure.status == 0 && matches!(clear.status, 0 | 400) => {
+                Refused(clear.body.clone())
+            }
+            _ => Breach(format!("{replies:?}")),
         };
         table.row("etcd", PLAIN, "ask it without a certificate", outcome);
     }

@@ -76,6 +76,19 @@ pub(crate) fn kubernetes() -> anyhow::Result<PathBuf> {
     folder_with(&COMPONENTS)
 }
 
+/// Fails with what is missing where a folder was given for the control plane that is too little for a cluster with pods.
+pub(crate) fn enough_for_pods() -> anyhow::Result<()> {
+    let Some(given) = std::env::var_os("KUBEBUILDER_ASSETS") else {
+        return Ok(());
+    };
+    kubernetes()?;
+    let there = PathBuf::from(given).join("coredns").exists();
+    if !there && !cached("coredns", COREDNS)?.exists() && !has_go() {
+        bail!("there is no coredns: install Go 1.25 or newer, or put one into KUBEBUILDER_ASSETS");
+    }
+    Ok(())
+}
+
 /// The program `coredns`: beside the components if it is there, else of the cache.
 pub(crate) fn coredns() -> anyhow::Result<PathBuf> {
     if let Some(given) = std::env::var_os("KUBEBUILDER_ASSETS") {
@@ -108,23 +121,36 @@ fn folder_with(programs: &[&str]) -> anyhow::Result<PathBuf> {
     Ok(folder)
 }
 
+fn has_go() -> bool {
+    succeeds(&mut command("go", &["version"]))
+}
+
+fn cache() -> anyhow::Result<PathBuf> {
+    let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
+        (Some(cache), _) => PathBuf::from(cache),
+        (None, Some(home)) => PathBuf::from(home).join(".cache"),
+        (None, None) => bail!("neither XDG_CACHE_HOME nor HOME says where to keep what is built"),
+    };
+    Ok(cache.join("nexus-tests"))
+}
+
+/// Where a program is in the cache, if it is there.
+fn cached(name: &str, version: &str) -> anyhow::Result<PathBuf> {
+    Ok(cache()?.join(format!("{name}-{version}")))
+}
+
 /// The folder of a program in the cache; `build` fills it if there is none for the version and the sources.
 fn built(
     name: &str,
     version: &str,
     build: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
-    let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
-        (Some(cache), _) => PathBuf::from(cache),
-        (None, Some(home)) => PathBuf::from(home).join(".cache"),
-        (None, None) => bail!("neither XDG_CACHE_HOME nor HOME says where to keep what is built"),
-    }
-    .join("nexus-tests");
-    let folder = cache.join(format!("{name}-{version}"));
+    let cache = cache()?;
+    let folder = cached(name, version)?;
     if folder.exists() {
         return Ok(folder);
     }
-    if !succeeds(&mut command("go", &["version"])) {
+    if !has_go() {
         bail!(
             "{name} {version} is built from its Go modules: install Go 1.25 or newer, or set KUBEBUILDER_ASSETS and put helm on the PATH"
         );

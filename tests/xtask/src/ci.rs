@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::assets;
 use crate::clients;
+use crate::cluster;
 use crate::e2e;
 use crate::fuzz;
 use crate::generate;
@@ -51,6 +52,9 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
     supply_chain()?;
     step("Dockerfiles", dockerfiles::check)?;
     let not_run = run_tests(&[])?;
+    if not_run.is_none() {
+        step("cluster", cluster::check)?;
+    }
     // Of the program that the tests have just used.
     step("sidecar image", images::check_sidecar)?;
     soak::soak(SOAK_MINUTES, 1, None)?;

@@ -31,6 +31,7 @@ use clap::{Args, Subcommand};
 pub(crate) use self::load::load;
 pub(crate) use self::machine::busybox;
 pub(crate) use self::node::Node;
+use crate::assets;
 use crate::step::target;
 
 /// Which cluster, and what to do with it.
@@ -115,8 +116,14 @@ pub(crate) fn started(folder: &Path) -> anyhow::Result<Cluster> {
 
 /// Why none can be started in `folder`; `None` if one can.
 pub(crate) fn obstacles(folder: &Path) -> anyhow::Result<Option<String>> {
-    let prepared = machine::prepare(&Node::at(folder)?);
+    let node = Node::at(folder)?;
+    let prepared = machine::prepare(&node).and_then(|_| assets::enough_for_pods());
     Ok(prepared.err().map(|error| format!("{error:#}")))
+}
+
+/// Starts a cluster beside all others, proves what tests need of it, and that it leaves nothing.
+pub(crate) fn check() -> anyhow::Result<()> {
+    check::check(&Node::at(&folder(None, &Task::Check))?)
 }
 
 /// Does what the arguments say.

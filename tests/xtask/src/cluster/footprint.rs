@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 
 use super::cgroups;
 use super::node::{FIXED_FOLDERS, Node, all_processes, path_with};
@@ -88,16 +88,21 @@ impl Footprint {
     }
 }
 
-/// The rules of the machine's own network, without how often each of them was used.
+/// The chains and rules of the machine's own network, without how often each of them was used.
 fn iptables() -> anyhow::Result<BTreeSet<String>> {
     let output = command("iptables-save", &[])
         .env("PATH", path_with(Path::new("/usr/sbin"))?)
         .output()
         .context("cannot start iptables-save")?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "iptables-save: {said}");
     let text = String::from_utf8_lossy(&output.stdout);
-    Ok(text
-        .lines()
-        .filter(|line| line.starts_with("-A"))
+    // A chain that somebody made has no policy: `:NAME - [packets:bytes]`. The others come with their table.
+    let chains = text.lines().filter_map(|line| line.split_once(" - ["));
+    let rules = text.lines().filter(|line| line.starts_with("-A"));
+    Ok(chains
+        .map(|(name, _)| name)
+        .chain(rules)
         .map(str::to_owned)
         .collect())
 }
