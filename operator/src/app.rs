@@ -83,7 +83,7 @@ async fn serve(args: RunArgs) -> anyhow::Result<()> {
     announce(addresses)?;
     let waiting = stores.clone();
     endless.spawn(async move {
-        waiting.synced().await;
+        waiting.admission_synced().await;
         synced.done();
         std::future::pending().await
     });

@@ -182,7 +182,7 @@ async fn steps(
     context: &Context,
     memory: &mut Memory,
 ) -> Result<Action, ReconcileError> {
-    let gathered = gather::gather(namespace, context, memory).await?;
+    let gathered = gather::gather(namespace, context, memory).await;
     let fit = match &gathered.outcome {
         Some(outcome) => {
             let known = memory.fit.as_ref();
@@ -202,11 +202,12 @@ async fn steps(
         return Err(error);
     }
     status::write(&gathered, fit, None, context, memory).await?;
-    Ok(if gathered.behind {
-        Action::requeue(ECHO_LIMIT)
-    } else {
-        Action::await_change()
-    })
+    // Only now, since a route whose status is not known must not keep the others from being served.
+    match gathered.unseen {
+        Some(error) => Err(error),
+        None if gathered.behind => Ok(Action::requeue(ECHO_LIMIT)),
+        None => Ok(Action::await_change()),
+    }
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "as the runtime calls it")]

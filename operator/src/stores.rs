@@ -11,9 +11,11 @@ pub(crate) mod touched;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::future::ready;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use futures::TryStreamExt;
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod};
 use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::{self, Store, reflector};
@@ -40,7 +42,10 @@ pub(crate) const LIVE_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed
 /// Our copy needs no second copy of an object inside it.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Watches that [`Stores::start`] spawns.
-const WATCHES: usize = 5;
+const WATCHES: Unlisted = Unlisted {
+    admission: 3,
+    controller: 2,
+};
 
 /// An object of ours, or why it cannot be read.
 pub(crate) type Read<K> = Result<Arc<K>, Arc<Unreadable>>;
@@ -54,6 +59,15 @@ impl fmt::Debug for Stores {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stores").finish_non_exhaustive()
     }
+}
+
+/// How many watches have not listed yet, by who waits for them.
+#[derive(Clone, Copy)]
+struct Unlisted {
+    /// Of routes, providers and namespaces, which the controller needs too.
+    admission: usize,
+    /// Of what only the controller reads.
+    controller: usize,
 }
 
 struct Inner {
@@ -71,8 +85,7 @@ struct Inner {
     inline_upstreams: InlineUpstreams,
     allow_insecure_upstreams: bool,
     changes: Changes,
-    /// How many watches have not listed yet.
-    unlisted: watch::Sender<usize>,
+    unlisted: watch::Sender<Unlisted>,
 }
 
 /// Who has to look at what again.
@@ -109,7 +122,7 @@ impl Stores {
     fn new(
         args: &ControllerArgs,
         namespace_store: Store<PartialObjectMeta<Namespace>>,
-        watches: usize,
+        watches: Unlisted,
     ) -> Self {
         Self(Arc::new(Inner {
             routes: Collection::default(),
@@ -130,11 +143,21 @@ impl Stores {
         }))
     }
 
+    /// Resolves when routes, providers and namespaces have been listed once, which is all that admission needs.
+    pub async fn admission_synced(&self) {
+        self.listed(|left| left.admission == 0).await;
+    }
+
     /// Resolves when every kind has been listed once.
-    pub async fn synced(&self) {
+    pub(crate) async fn synced(&self) {
+        self.listed(|left| left.admission + left.controller == 0)
+            .await;
+    }
+
+    async fn listed(&self, is_enough: impl Fn(&Unlisted) -> bool) {
         let mut unlisted = self.0.unlisted.subscribe();
         // The sender is in `self`.
-        unlisted.wait_for(|left| *left == 0).await.ok();
+        unlisted.wait_for(|left| is_enough(left)).await.ok();
     }
 
     /// Resolves when the gateway's grants are known. Without them, what they allow would be taken out of the tables.
@@ -220,7 +243,7 @@ impl Stores {
         self.0.config_maps.get(namespace, ROUTES_CONFIG_MAP)
     }
 
-    /// Pods of a namespace that have a sidecar.
+    /// Pods of a namespace that have a sidecar of the webhook's.
     pub(crate) fn pods_within(&self, namespace: &str) -> Vec<Arc<InjectedPod>> {
         self.0.pods.within(namespace)
     }
@@ -276,7 +299,7 @@ impl Stores {
             }
         });
         let watch = watcher(Api::all(client.clone()), watcher::Config::default());
-        let listed = self.listed();
+        let listed = self.when_listed(|left| &mut left.admission);
         tasks.spawn(routes.follow(Kind::Route.as_str(), watch.default_backoff(), read, listed));
 
         let this = self.clone();
@@ -289,7 +312,7 @@ impl Stores {
             this.changes().providers.notify_one();
         });
         let watch = watcher(Api::all(client.clone()), watcher::Config::default());
-        let listed = self.listed();
+        let listed = self.when_listed(|left| &mut left.admission);
         tasks.spawn(providers.follow(
             Kind::Provider.as_str(),
             watch.default_backoff(),
@@ -320,7 +343,8 @@ impl Stores {
         let watch = watcher(Api::all(client.clone()), watcher::Config::default());
         let watch = watch.default_backoff().modify(strip);
         let watch = reflector(writer, watch);
-        tasks.spawn(namespaces.follow("Namespace", watch, Arc::new, self.listed()));
+        let listed = self.when_listed(|left| &mut left.admission);
+        tasks.spawn(namespaces.follow("Namespace", watch, Arc::new, listed));
     }
 
     fn watch_config_maps(&self, client: &Client, tasks: &mut JoinSet<anyhow::Result<()>>) {
@@ -339,7 +363,8 @@ impl Stores {
             strip(&mut config_map);
             Arc::new(config_map)
         };
-        tasks.spawn(config_maps.follow("ConfigMap", watch, read, self.listed()));
+        let listed = self.when_listed(|left| &mut left.controller);
+        tasks.spawn(config_maps.follow("ConfigMap", watch, read, listed));
     }
 
     fn watch_pods(&self, client: &Client, tasks: &mut JoinSet<anyhow::Result<()>>) {
@@ -357,20 +382,43 @@ impl Stores {
             .labels(&format!("{SIDECAR_LABEL}=true"))
             .fields(LIVE_PODS);
         let api: Api<PartialObjectMeta<Pod>> = Api::all(client.clone());
-        let watch = watcher(api, ours).default_backoff();
+        let watch = watcher(api, ours)
+            .default_backoff()
+            .try_filter_map(|event| ready(Ok(pods::admitted_only(event))));
         let read = |pod| Arc::new(InjectedPod::new(&pod));
-        tasks.spawn(pods.follow("Pod", watch, read, self.listed()));
+        let listed = self.when_listed(|left| &mut left.controller);
+        tasks.spawn(pods.follow("Pod", watch, read, listed));
     }
 
-    /// To be called when a kind was listed.
-    fn listed(&self) -> impl FnMut() + Send + use<> {
+    /// To be called when a kind was listed. `waiting` gives the number that it is one of.
+    fn when_listed(&self, waiting: fn(&mut Unlisted) -> &mut usize) -> impl FnMut() + Send + use<> {
         let this = self.clone();
         let mut first = true;
         move || {
             if std::mem::take(&mut first) {
-                this.0.unlisted.send_modify(|left| *left -= 1);
+                this.0.unlisted.send_modify(|left| *waiting(left) -= 1);
             }
         }
+    }
+}
+
+#[cfg(test)]
+impl Stores {
+    /// Without watches: what they would show is [put](Self::put_pod).
+    pub(crate) fn unwatched(args: &ControllerArgs) -> Self {
+        let listed = Unlisted {
+            admission: 0,
+            controller: 0,
+        };
+        Self::new(args, reflector::store().0, listed)
+    }
+
+    /// Shows a pod with a sidecar.
+    pub(crate) fn put_pod(&self, namespace: &str, name: &str) {
+        let key = (namespace.to_owned(), name.to_owned());
+        let pod = Arc::new(InjectedPod { admitted: None });
+        let shown = watcher::Event::Apply((key, pod));
+        Follower::new(self.0.pods.clone(), |_: &Key, _, _| {}).take(shown);
     }
 }
 

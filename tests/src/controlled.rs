@@ -134,24 +134,20 @@ impl Scene {
         wait(what, &self.operator, look)
     }
 
-    /// Creates a pod that looks as if it had been injected: nothing runs it.
+    /// Makes a pod that looks as if another version had injected it: nothing runs it.
     ///
     /// # Panics
     ///
     /// When it is refused.
     pub fn pod(&self, name: &str, admitted: &Value) {
-        let pod = json!({
-            "apiVersion": "v1",
-            "kind": "Pod",
-            "metadata": {
-                "name": name,
-                "namespace": self.namespace,
-                "labels": {"nexus.io/sidecar": "true"},
-                "annotations": {"nexus.io/admitted": admitted.to_string()},
-            },
-            "spec": {"containers": [{"name": "agent", "image": "localhost/agent:1"}]},
-        });
-        self.apply(&pod).ok();
+        self.apply(&pod(&self.namespace, name, &json!({}))).ok();
+        let annotations =
+            json!({"nexus.io/inject": "true", "nexus.io/admitted": admitted.to_string()});
+        let metadata = json!({"labels": {"nexus.io/sidecar": "true"}, "annotations": annotations});
+        // Afterwards, since the webhook would write what this version admits.
+        let patch = json!({"metadata": metadata}).to_string();
+        self.kubectl(&["patch", "pod", name, "--type=merge", "--patch", &patch])
+            .ok();
     }
 }
 
@@ -219,6 +215,25 @@ pub fn route(namespace: &str, name: &str, provider: &str, fields: &Value) -> Val
         "kind": "NexusRoute",
         "metadata": {"name": name, "namespace": namespace},
         "spec": spec,
+    })
+}
+
+/// A pod with one container. `fields` are those of its metadata beside name and namespace.
+///
+/// # Panics
+///
+/// When `fields` is no object.
+pub fn pod(namespace: &str, name: &str, fields: &Value) -> Value {
+    let mut metadata = json!({"name": name, "namespace": namespace});
+    metadata
+        .as_object_mut()
+        .unwrap()
+        .extend(fields.as_object().unwrap().clone());
+    json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": metadata,
+        "spec": {"containers": [{"name": "agent", "image": "localhost/agent:1"}]},
     })
 }
 

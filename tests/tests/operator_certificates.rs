@@ -13,7 +13,7 @@ use std::ops::Deref;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use nexus_tests::admission::{Calls, Creator};
@@ -36,6 +36,10 @@ const SHORT: [&str; 4] = [
     "--ca-keep-after=6s",
     "--certificate-lifetime=8s",
 ];
+/// Of a serving certificate, where nothing else is said.
+const LIFE: Duration = Duration::from_hours(720);
+/// Pods that are still created once the first authority is gone, and the one that is being created then.
+const AFTERWARDS: usize = 11;
 const LIMIT: Duration = Duration::from_mins(1);
 
 /// The names of Secrets and webhook configurations are the cluster's.
@@ -213,6 +217,13 @@ async fn a_whole_rotation_while_pods_are_created_fails_not_one_call() {
         );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+    // Also those pods are admitted whose calls come after the first authority's end.
+    let enough = creator.created() + AFTERWARDS;
+    let start = Instant::now();
+    while creator.created() < enough {
+        assert!(start.elapsed() < LIMIT, "{}", operator.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     let created = creator.finish().await;
     let calls = Calls::of(scene.cluster);
     assert_eq!(calls.failed, before.failed);
@@ -277,8 +288,20 @@ async fn a_bundle_that_somebody_overwrites_is_put_back() {
     let scene = Scene::new().await;
     let port = free_port();
     scene.forwarder().lead_to(&[port]);
-    let _operator = scene.installation.start_with("operator-0", port, &[]);
+    let operator = scene.installation.start_with("operator-0", port, &[]);
     let bundle = scene.bundle().await;
+    // Issued a moment ago, for its usual life.
+    let ends = operator.metric(
+        "nexus_operator_certificate_expiration_timestamp_seconds",
+        &["Serving"],
+    );
+    let left = ends
+        - SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap()
+            .as_secs_f64();
+    let life = LIFE.as_secs_f64();
+    assert!(left > life - 300.0 && left <= life, "{left} of {life}");
     let other = BASE64_STANDARD.encode(Authority::new().pem());
     for kind in CONFIGURATIONS {
         for value in [json!(other), Value::Null] {

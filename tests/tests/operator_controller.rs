@@ -266,6 +266,33 @@ fn pods_that_ask_for_a_sidecar_and_have_none_are_found() {
 }
 
 #[test]
+fn every_line_of_the_log_is_a_json_object() {
+    let scene = Scene::new("log");
+    scene.wait("a line of the controller", || {
+        let log = scene.operator.log();
+        // The last one may not be whole yet.
+        let whole = log.rfind('\n').map_or("", |end| &log[..end]);
+        let lines: Vec<Value> = whole
+            .lines()
+            .map(|line| {
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
+            })
+            .collect();
+        for line in &lines {
+            for field in ["timestamp", "level", "target", "message"] {
+                assert!(line[field].is_string(), "no {field}: {line}");
+            }
+        }
+        let found = lines.iter().any(|line| {
+            line["level"] == "INFO"
+                && line["target"] == "nexus_operator::controller"
+                && line["message"] == "writing tables and conditions"
+        });
+        if found { Ok(()) } else { Err(whole.to_owned()) }
+    });
+}
+
+#[test]
 fn what_is_as_it_should_be_is_not_written_again() {
     let scene = Scene::new("still");
     scene.apply(&scene.route("api", &connections(81))).ok();

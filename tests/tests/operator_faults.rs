@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use nexus_tests::admission::annotated;
 use nexus_tests::caller::Caller;
 use nexus_tests::connection;
 use nexus_tests::controlled::{condition, provider, route, table};
-use nexus_tests::operator::Operator;
+use nexus_tests::operator::{NAMESPACE, Operator};
 use nexus_tests::raw::Message;
 use nexus_tests::turn::Turn;
 use nexus_tests::upstream::{Refusal, Upstream};
@@ -26,6 +27,7 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_mins(1);
 const DEFINITIONS: &str = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
 const PROVIDERS: &str = "/apis/nexus.io/v1alpha1/nexusproviders";
+const ROLE: &str = "/apis/rbac.authorization.k8s.io/v1/clusterroles/nexus-operator";
 const WEBHOOKS: &str = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations";
 
 /// A turn, and a namespace for it.
@@ -120,6 +122,47 @@ impl Scene {
         let table = config_map.map(|config_map| table(&config_map));
         let routes = table.map(|table| table.routes).unwrap_or_default();
         routes.into_iter().map(|route| route.name).collect()
+    }
+}
+
+/// The operator's rules with a verb of a resource taken away.
+struct Less {
+    rules: Value,
+}
+
+impl Less {
+    /// Takes it away, and waits until `path` shows that the API server knows.
+    async fn new(admin: &Caller, resource: &str, verb: &str, path: &str) -> Self {
+        let mut role = admin.get(ROLE).await.ok();
+        let rules = role["rules"].clone();
+        let names = |rule: &Value| {
+            rule["resources"]
+                .as_array()
+                .unwrap()
+                .contains(&resource.into())
+        };
+        for rule in role["rules"].as_array_mut().unwrap() {
+            if names(rule) {
+                rule["verbs"]
+                    .as_array_mut()
+                    .unwrap()
+                    .retain(|one| one != verb);
+            }
+        }
+        admin.put(ROLE, &role).await.ok();
+        let operator = admin.service_account(NAMESPACE, "nexus-operator");
+        let start = Instant::now();
+        while operator.get(path).await.code != 403 {
+            assert!(start.elapsed() < LIMIT, "the API server does not learn it");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Self { rules }
+    }
+
+    async fn back(self, admin: &Caller) {
+        let mut role = admin.get(ROLE).await.ok();
+        role["rules"] = self.rules;
+        admin.put(ROLE, &role).await.ok();
     }
 }
 
@@ -221,6 +264,71 @@ async fn objects_that_cannot_be_read_stop_nobody_and_are_told_so() {
         .ok();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_whose_status_cannot_be_read_keeps_no_other_from_being_served() {
+    let scene = Scene::new("unseen").await;
+    let schema = Open::new(&scene.admin, "nexusroutes.nexus.io").await;
+    let mut bad = scene.route("bad", &one(51));
+    bad["spec"]["connections"] = json!("none");
+    scene.create_when_free(&bad).await;
+    scene.create(&scene.route("good", &one(51))).await;
+    let path = format!("{}/bad", scene.routes());
+    let less = Less::new(&scene.admin, "nexusroutes", "get", &path).await;
+    let operator = scene.start();
+    scene.until(&operator, "good", GOOD).await;
+    let start = Instant::now();
+    let tells = |line: &str| {
+        ["WARN", "cannot get NexusRoute bad", "forbidden"]
+            .iter()
+            .all(|word| line.contains(word))
+    };
+    while !operator.log().lines().any(tells) {
+        assert!(start.elapsed() < LIMIT, "{}", operator.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(scene.seen("bad").await["status"].is_null());
+    assert_eq!(scene.table(), ["good"]);
+
+    less.back(&scene.admin).await;
+    scene
+        .until(&operator, "bad", ("InvalidValue", "Pending"))
+        .await;
+    scene.admin.delete(&path, &Value::Null).await.ok();
+    schema.close(&scene.admin).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_controller_reads_is_not_waited_for_to_admit() {
+    let scene = Scene::new("unlisted").await;
+    let pods = format!("/api/v1/namespaces/{}/pods", scene.namespace);
+    let tables = "/api/v1/configmaps?fieldSelector=metadata.name%3Dnexus-routes";
+    for (number, resource, list) in [(61, "pods", "/api/v1/pods"), (62, "configmaps", tables)] {
+        let less = Less::new(&scene.admin, resource, "list", list).await;
+        // It is ready.
+        let operator = scene.start();
+        let pod = annotated(&format!("without-{resource}"));
+        let pod = scene.admin.post(&pods, &pod).await.ok();
+        assert_eq!(pod["spec"]["initContainers"][0]["name"], "nexus-sidecar");
+        let mistake = scene.route("mistake", &mistake());
+        let refused = scene.admin.post(&scene.routes(), &mistake).await;
+        assert_eq!(refused.code, 403, "{}", refused.body);
+        let start = Instant::now();
+        while operator.metric("nexus_operator_leader", &[]) < 0.5 {
+            assert!(start.elapsed() < LIMIT, "{}", operator.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+
+        // The leader writes nothing before it knows what is there.
+        let tenant = json!({"tenant": resource, "connectionId": connection(number)});
+        let route = scene.route(resource, &json!({"connections": [tenant]}));
+        scene.create(&route).await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(scene.seen(resource).await["status"].is_null());
+        less.back(&scene.admin).await;
+        scene.until(&operator, resource, GOOD).await;
+    }
+}
+
 /// A kind whose objects may be anything, as after an upgrade by which a field got another type.
 struct Open {
     path: String,
@@ -267,6 +375,36 @@ async fn routes_are_stored_without_the_webhook_and_judged_afterwards() {
         "{message}"
     );
     assert_eq!(scene.table(), ["good"]);
+    // The metric has the routes of the whole cluster, those that other tests left too.
+    let start = Instant::now();
+    loop {
+        let all = scene.admin.get("/apis/nexus.io/v1alpha1/nexusroutes").await;
+        let mut reasons: BTreeMap<String, f64> = BTreeMap::new();
+        for route in all.ok()["items"].as_array().unwrap() {
+            let reason = condition(route, "Accepted")["reason"].as_str();
+            *reasons
+                .entry(reason.unwrap_or("none").to_owned())
+                .or_default() += 1.0;
+        }
+        let counted = |reason: &str| {
+            let label = format!("reason=\"{reason}\"");
+            operator.metric("nexus_operator_routes", &[&label])
+        };
+        let total = operator.metric("nexus_operator_routes", &[]);
+        let same = reasons
+            .iter()
+            .all(|(reason, count)| (counted(reason) - count).abs() < 0.5);
+        if same && (total - reasons.values().sum::<f64>()).abs() < 0.5 {
+            assert!(reasons["OriginNotGranted"] >= 1.0 && reasons["InvalidAccessRule"] >= 1.0);
+            break;
+        }
+        assert!(
+            start.elapsed() < LIMIT,
+            "{reasons:?}\n{}",
+            operator.metrics()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
     // With the webhook there the same mistake is not stored.
     let refused = scene
         .admin

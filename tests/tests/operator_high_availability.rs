@@ -12,6 +12,7 @@ use std::ops::Deref;
 use std::time::{Duration, Instant};
 
 use nexus_tests::admission::{Calls, Creator};
+use nexus_tests::apiserver::Call;
 use nexus_tests::connection;
 use nexus_tests::operator::{NAMESPACE, Operator};
 use nexus_tests::turn::Turn;
@@ -20,6 +21,11 @@ use serde_json::{Value, json};
 const LIMIT: Duration = Duration::from_mins(1);
 /// Short, so that a takeover is soon.
 const LEASE: [&str; 1] = ["--lease-duration=3s"];
+/// Long enough to be frozen between what it is told and what it writes.
+const SLOW_DEBOUNCE: Duration = Duration::from_secs(2);
+const SLOW: [&str; 1] = ["--debounce=2s"];
+/// Namespaces whose tables are to be written then.
+const FROZEN: u32 = 8;
 /// Between two attempts of a replica that does not lead, at most.
 const RETRY: Duration = Duration::from_millis(480);
 /// For a busy machine: processes and the API server need their turns too.
@@ -45,6 +51,11 @@ impl Scene {
     }
 
     fn start(&self, identity: &str) -> Replica {
+        self.start_with(identity, &[])
+    }
+
+    fn start_with(&self, identity: &str, arguments: &[&str]) -> Replica {
+        let arguments = [&LEASE, arguments].concat();
         let port = std::net::TcpListener::bind("127.0.0.1:0")
             .and_then(|listener| listener.local_addr())
             .unwrap()
@@ -52,17 +63,34 @@ impl Scene {
         Replica {
             identity: identity.to_owned(),
             port,
-            operator: self.installation.start_with(identity, port, &LEASE),
+            operator: self.installation.start_with(identity, port, &arguments),
         }
     }
 
     /// The first leads; both admit.
     async fn two(&self) -> [Replica; 2] {
-        let first = self.start("operator-0");
+        self.two_with(&[]).await
+    }
+
+    async fn two_with(&self, arguments: &[&str]) -> [Replica; 2] {
+        let first = self.start_with("operator-0", arguments);
         self.led_by("operator-0", LIMIT).await;
-        let second = self.start("operator-1");
+        let second = self.start_with("operator-1", arguments);
         self.forwarder().lead_to(&[first.port, second.port]);
         [first, second]
+    }
+
+    /// Waits until the controller of either replica has written nothing for longer than it collects changes.
+    async fn settle(&self) {
+        let start = Instant::now();
+        loop {
+            let audit = self.cluster.audit();
+            tokio::time::sleep(2 * SLOW_DEBOUNCE).await;
+            if !audit.calls().iter().any(is_of_controller) {
+                return;
+            }
+            assert!(start.elapsed() < LIMIT, "it writes on");
+        }
     }
 
     /// Holder and number of transitions.
@@ -94,6 +122,12 @@ struct Replica {
     identity: String,
     port: u16,
     operator: Operator,
+}
+
+/// Whether a call was to write a table or a verdict.
+fn is_of_controller(call: &Call) -> bool {
+    let ours = ["configmaps", "nexusroutes/status"];
+    call.is_write() && ours.contains(&call.resource.as_str())
 }
 
 fn lease_path() -> String {
@@ -191,36 +225,49 @@ async fn a_leader_that_is_told_to_stop_hands_over_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_was_frozen_gives_way_when_it_runs_on() {
     let scene = Scene::new().await;
-    let [first, second] = scene.two().await;
+    let [first, second] = scene.two_with(&SLOW).await;
     let (_, transitions) = scene.lease().await;
-    let namespace = scene.cluster.namespace("frozen");
-    let routes = format!("/apis/nexus.io/v1alpha1/namespaces/{namespace}/nexusroutes");
-    let answer = scene.admin.post(&routes, &route("frozen", 2)).await;
-    assert_eq!(answer.code, 201, "{}", answer.body);
-    let config_map = || scene.cluster.get(&namespace, "configmap", "nexus-routes");
-    let tells = |id: &str| config_map().is_some_and(|it| it["data"].to_string().contains(id));
-    let until = async |id: &str| {
+    let namespaces: Vec<String> = (0..FROZEN)
+        .map(|_| scene.cluster.namespace("frozen"))
+        .collect();
+    let routes =
+        |namespace: &str| format!("/apis/nexus.io/v1alpha1/namespaces/{namespace}/nexusroutes");
+    let table = |namespace: &String| scene.cluster.get(namespace, "configmap", "nexus-routes");
+
+    // Frozen with tables to write.
+    for (namespace, number) in namespaces.iter().zip(100..) {
+        let route = route(namespace, number);
+        scene.admin.post(&routes(namespace), &route).await.ok();
+    }
+    first.operator.freeze();
+    let last = namespaces.last().unwrap();
+    assert!(table(last).is_none(), "it wrote before it was frozen");
+    scene.forwarder().lead_to(&[second.port]);
+    scene.led_by(&second.identity, LIMIT).await;
+    // Other tables than those that it would write.
+    for (namespace, number) in namespaces.iter().zip(200..) {
+        let other = json!({"spec": {"connections": [{"connectionId": connection(number)}]}});
+        let path = format!("{}/{namespace}", routes(namespace));
+        scene.admin.merge(&path, &other).await.ok();
+    }
+    for (namespace, number) in namespaces.iter().zip(200..) {
+        let id = connection(number);
+        let tells = || table(namespace).is_some_and(|it| it["data"].to_string().contains(&id));
         let start = Instant::now();
-        while !tells(id) {
+        while !tells() {
             assert!(start.elapsed() < LIMIT, "{}", second.operator.log());
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
-    };
-    until(&connection(2)).await;
+    }
+    scene.settle().await;
+    let before: Vec<_> = namespaces.iter().map(table).collect();
 
-    scene.forwarder().lead_to(&[second.port]);
-    first.operator.freeze();
-    scene.led_by(&second.identity, LIMIT).await;
-    let path = format!("{routes}/frozen");
-    let other = json!({"spec": {"connections": [{"connectionId": connection(3)}]}});
-    scene.admin.merge(&path, &other).await.ok();
-    until(&connection(3)).await;
-    let before = config_map();
-
+    // Nobody else has anything to write any more.
+    let audit = scene.cluster.audit();
     first.operator.thaw();
     let leads = |replica: &Replica| replica.operator.metric("nexus_operator_leader", &[]) > 0.5;
     let start = Instant::now();
-    while leads(&first) {
+    while leads(&first) || !first.operator.log().contains("the Lease is lost") {
         assert!(start.elapsed() < LIMIT, "{}", first.operator.log());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -228,7 +275,11 @@ async fn a_leader_that_was_frozen_gives_way_when_it_runs_on() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert!(leads(&second) && !leads(&first));
     assert_eq!(scene.lease().await, (second.identity, transitions + 1));
-    assert_eq!(config_map(), before, "it wrote what it had decided before");
+    let written: Vec<_> = audit.calls().into_iter().filter(is_of_controller).collect();
+    let succeeded: Vec<_> = written.iter().filter(|call| call.code < 300).collect();
+    assert!(succeeded.is_empty(), "the old leader wrote: {succeeded:?}");
+    let after: Vec<_> = namespaces.iter().map(table).collect();
+    assert_eq!(after, before, "it wrote what it had decided before");
 }
 
 #[tokio::test(flavor = "multi_thread")]

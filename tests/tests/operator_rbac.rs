@@ -8,8 +8,9 @@
 )]
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
-use nexus_tests::apiserver::{Audit, Cluster};
+use nexus_tests::apiserver::{Audit, Call, Cluster};
 use nexus_tests::caller::Caller;
 use nexus_tests::chart::NAMESPACE;
 use nexus_tests::controlled::condition;
@@ -321,7 +322,7 @@ async fn everything(stage: &Stage) {
     })
     .await;
     // Two sweeps, two counts.
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
 }
 
 async fn without_writing_tables(stage: &Stage) {
@@ -416,9 +417,19 @@ async fn without_renewing_the_lease(stage: &Stage) {
     let whole = stage.without(&role(), "leases", "update").await;
     stage.reports(mark, &["leases", "forbidden"]).await;
     until("the end of the lead", || async { !stage.leads() }).await;
+    // Told once whatever was under way is ended.
+    stage.reports(mark, &["the Lease is lost"]).await;
+    let audit = stage.cluster.audit();
     let namespace = stage.route("led").await;
     assert!(stage.injects(&namespace).await);
+    // A controller that goes on writes a tenth of it later.
+    tokio::time::sleep(Duration::from_secs(2)).await;
     assert!(!stage.has_table(&namespace).await);
+    let tried = audit.writes();
+    let of_controller =
+        |call: &&Call| call.resource == "configmaps" || call.resource == "nexusroutes/status";
+    let tried: Vec<&Call> = tried.iter().filter(of_controller).collect();
+    assert!(tried.is_empty(), "{tried:?}");
     stage.put(&role(), whole).await;
     until("the lead", || async { stage.leads() }).await;
     until("the table", || stage.has_table(&namespace)).await;

@@ -4,12 +4,13 @@
 #![allow(
     clippy::expect_used,
     clippy::panic,
-    clippy::print_stderr,
     clippy::unwrap_used,
     reason = "a test fails by panicking"
 )]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::io::Write as _;
 use std::ops::Deref;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,11 @@ const ROUTES: &str = "/apis/nexus.io/v1alpha1/nexusroutes";
 const PROVIDER: &str = "shop";
 /// New routes of a namespace in a round of a burst.
 const PER_ROUND: usize = 10;
+
+/// Shows figures also of a test that passes: the test harness keeps back only what the printing macros write.
+fn show(line: fmt::Arguments<'_>) {
+    writeln!(std::io::stderr().lock(), "{line}").unwrap();
+}
 
 /// Every test needs the operator for itself.
 struct Scene(Turn);
@@ -303,11 +309,11 @@ async fn converge(prefix: &str, spread: usize, total: usize) {
     let converged = start.elapsed();
     scene.settle(&operator).await;
     let calls = audit.calls();
-    eprintln!(
+    show(format_args!(
         "{total} routes over {spread} namespaces: created in {created:.1?}, all programmed {:.1?} later; {}",
         converged.saturating_sub(created),
         summary(&calls)
-    );
+    ));
     for namespace in &namespaces {
         assert_eq!(scene.table(namespace).routes.len(), total / spread);
     }
@@ -402,11 +408,11 @@ async fn a_hundred_thousand_tenants_of_one_provider_fit_into_two_tables_and_no_m
     scene.until(&operator, &namespaces, &expected).await;
     let converged = start.elapsed();
     scene.settle(&operator).await;
-    eprintln!(
+    show(format_args!(
         "100,000 tenants of 20 routes in 2 namespaces: applied in {created:.1?}, all programmed {:.1?} later; {}",
         converged.saturating_sub(created),
         summary(&audit.calls())
-    );
+    ));
     for namespace in &namespaces {
         let config_map = scene.cluster.get(namespace, "configmap", ROUTES_CONFIG_MAP);
         let (name, bytes) = file(&config_map.unwrap());
@@ -423,7 +429,10 @@ async fn a_hundred_thousand_tenants_of_one_provider_fit_into_two_tables_and_no_m
             "{}",
             String::from_utf8_lossy(&check.stderr)
         );
-        eprintln!("{name} with 50,000 tenants: {} kB", bytes.len() / 1000);
+        show(format_args!(
+            "{name} with 50,000 tenants: {} kB",
+            bytes.len() / 1000
+        ));
     }
 
     // What no longer fits is told to the youngest, and the others keep what they have.
@@ -439,7 +448,7 @@ async fn a_hundred_thousand_tenants_of_one_provider_fit_into_two_tables_and_no_m
         .expect("one does not fit");
     assert_eq!(outside["metadata"]["name"], "part-21");
     let message = text(&condition(outside, "Programmed")["message"]);
-    eprintln!("told: {message}");
+    show(format_args!("told: {message}"));
     assert_eq!(
         scene.table(&namespaces[0]).routes[0].connections.len(),
         51_000
@@ -528,7 +537,7 @@ async fn a_controller_killed_in_the_middle_of_a_burst_ends_where_it_would_have_e
             operator.kill();
             audit
         });
-        eprintln!("killed after {}", summary(&of_routes(&audit)));
+        show(format_args!("killed after {}", summary(&of_routes(&audit))));
         operator = scene.start().await;
     }
 

@@ -9,7 +9,7 @@
 
 use nexus_tests::broker::Broker;
 use nexus_tests::connection;
-use nexus_tests::controlled::{Scene, file, table};
+use nexus_tests::controlled::{Scene, file, pod, table};
 use nexus_tests::mount::Mount;
 use nexus_tests::sidecar::Sidecar;
 use serde_json::{Value, json};
@@ -89,6 +89,32 @@ fn a_config_map_that_was_edited_or_deleted_is_put_back() {
     scene.until_table("a new one", |table| {
         table.revision > revision && table.routes.len() == 1
     });
+}
+
+/// What the operator relies on when it writes a first table: whoever wrote one meanwhile is not overwritten.
+#[test]
+fn to_apply_over_the_version_of_nothing_makes_an_object_and_replaces_none() {
+    let scene = Scene::new("first");
+    let apply = |value: &str| {
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": "any", "namespace": scene.namespace, "resourceVersion": "1"},
+            "data": {"key": value},
+        });
+        let apply = [
+            "apply",
+            "--server-side",
+            "--force-conflicts",
+            "--filename=-",
+        ];
+        scene.cluster.kubectl_with(&apply, &object.to_string())
+    };
+    apply("first").ok();
+    let said = apply("second").refused();
+    assert!(said.contains("the object has been modified"), "{said}");
+    let object = scene.cluster.get(&scene.namespace, "configmap", "any");
+    assert_eq!(object.unwrap()["data"]["key"], "first");
 }
 
 #[test]
@@ -193,6 +219,41 @@ fn a_table_stays_empty_as_long_as_a_sidecar_may_read_it() {
         None => Ok(()),
         Some(left) => Err(left.to_string()),
     });
+}
+
+#[test]
+fn a_pod_that_passed_no_webhook_is_not_believed() {
+    let scene = Scene::new("believed");
+    scene.apply(&scene.route("api", &connections(63))).ok();
+    scene.until("api", "Accepted", "Programmed");
+    // Without the annotation no webhook is called, so that the rest is its author's.
+    for (name, inject) in [("unasked", None), ("refused", Some("false"))] {
+        let admitted = json!({"version": 1, "sidecarVersion": "6.6.6"}).to_string();
+        let mut annotations = json!({"nexus.io/admitted": admitted});
+        if let Some(inject) = inject {
+            annotations["nexus.io/inject"] = inject.into();
+        }
+        let metadata = json!({"labels": {"nexus.io/sidecar": "true"}, "annotations": annotations});
+        scene.apply(&pod(&scene.namespace, name, &metadata)).ok();
+    }
+    let newest = nexus_crds::table::FORMAT;
+    let admitted = json!({"version": 1, "tableFormat": newest, "sidecarVersion": "7.7.7"});
+    scene.pod("true", &admitted);
+    let counted = |version: &str| scene.operator.metric("nexus_operator_sidecars", &[version]);
+    // It was created last, so that the others were seen before it.
+    scene.wait("the pod", || match counted("7.7.7") {
+        count if count >= 1.0 => Ok(()),
+        count => Err(count.to_string()),
+    });
+    assert!(!scene.operator.metrics().contains("6.6.6"));
+    // This reconcile is after the count.
+    scene.apply(&scene.route("api", &connections(64))).ok();
+    let table = scene.until_table("the other connection", |table| {
+        table.routes[0].connections[0].id.to_string() == connection(64)
+    });
+    assert_eq!(table.format, newest);
+    let route = scene.until("api", "Accepted", "Programmed");
+    assert_eq!(route["status"]["boundPods"], 1);
 }
 
 /// The real sidecar on a folder that is filled as the kubelet fills the volume of a ConfigMap.

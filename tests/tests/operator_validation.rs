@@ -178,6 +178,53 @@ fn what_is_wrong_with_a_provider_alone_is_refused_at_apply() {
 }
 
 #[test]
+fn what_others_may_still_grant_is_stored_with_a_warning() {
+    let scene = Scene::new("warned");
+    let warned = |kind: &str| {
+        let labels = [format!("kind=\"{kind}\""), "outcome=\"Warned\"".to_owned()];
+        let labels = labels.each_ref().map(String::as_str);
+        scene
+            .operator
+            .metric("nexus_operator_admissions_total", &labels)
+    };
+    let before = (warned("NexusRoute"), warned("NexusProvider"));
+    let alone = with(json!({"connections": [{"connectionId": connection(9_301)}]}));
+    let answer = apply(
+        &scene,
+        "NexusRoute",
+        &format!("{}-none", scene.namespace),
+        &alone,
+    );
+    let said = answer.stderr.clone();
+    answer.ok();
+    assert!(
+        said.contains("Warning: will not be accepted (OriginNotGranted): "),
+        "{said}"
+    );
+    assert!(warned("NexusRoute") >= before.0 + 1.0);
+
+    let granted = with(json!({
+        "provider": scene.namespace,
+        "connections": [{"connectionId": connection(9_302)}],
+    }));
+    let answer = apply(&scene, "NexusRoute", "api", &granted);
+    assert!(!answer.stderr.contains("Warning: "), "{}", answer.stderr);
+    answer.ok();
+    scene.until("api", "Accepted", "Programmed");
+    let other = json!({"upstream": {"url": "https://other.example.com"}});
+    let answer = apply(&scene, "NexusProvider", &scene.namespace, &other);
+    let said = answer.stderr.clone();
+    answer.ok();
+    let lost = format!(
+        "Warning: NexusRoute {}/api will no longer be accepted (OriginNotGranted): ",
+        scene.namespace
+    );
+    assert!(said.contains(&lost), "{said}");
+    assert!(warned("NexusProvider") >= before.1 + 1.0);
+    scene.until("api", "OriginNotGranted", "Pending");
+}
+
+#[test]
 fn five_thousand_connections_are_applied_on_the_server() {
     let scene = Scene::new("large");
     let entry = |n: u32| json!({"tenant": format!("tenant-{n}"), "connectionId": connection(n), "keyConnectionId": connection(n)});

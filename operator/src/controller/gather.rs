@@ -25,6 +25,8 @@ pub(crate) struct Gathered {
     pub(crate) outcome: Option<Arc<Outcome>>,
     /// The routes, by name.
     pub(crate) routes: Vec<Seen>,
+    /// Why the status of a route is not known. It is left alone, and the reconcile is to be tried again.
+    pub(crate) unseen: Option<ReconcileError>,
     /// The ConfigMap as the watch shows it.
     pub(crate) config_map: Option<Arc<ConfigMap>>,
     /// The ConfigMap as it is.
@@ -44,7 +46,8 @@ pub(crate) struct Seen {
     pub(crate) object: Read<NexusRoute>,
     /// `resourceVersion` of the status, which a write must name.
     pub(crate) version: Option<String>,
-    pub(crate) status: NexusRouteStatus,
+    /// None where the API server did not tell it.
+    pub(crate) status: Option<NexusRouteStatus>,
 }
 
 impl Seen {
@@ -58,11 +61,7 @@ impl Seen {
 }
 
 /// Reads the stores, and where they are behind, what we wrote.
-pub(crate) async fn gather(
-    namespace: &str,
-    context: &Context,
-    memory: &mut Memory,
-) -> Result<Gathered, ReconcileError> {
+pub(crate) async fn gather(namespace: &str, context: &Context, memory: &mut Memory) -> Gathered {
     let stores = &context.stores;
     let snapshot = context.snapshots.borrow().clone();
     let outcome = snapshot.namespaces.get(namespace).cloned();
@@ -77,58 +76,65 @@ pub(crate) async fn gather(
     let readers = pods.iter().chain(&present).map(|pod| pod.table_format());
     let objects = stores.routes_within(namespace);
     let mut routes = Vec::with_capacity(objects.len());
+    let mut unseen = None;
     for object in objects {
-        routes.push(see(namespace, object, context, memory).await?);
+        let (seen, error) = see(namespace, object, context, memory).await;
+        routes.push(seen);
+        unseen = unseen.or(error);
     }
     memory
         .statuses
         .retain(|name| routes.binary_search_by_key(&name, Seen::name).is_ok());
-    Ok(Gathered {
+    Gathered {
         namespace: namespace.to_owned(),
         snapshot,
         outcome,
         routes,
+        unseen,
         config_map,
         live,
         behind,
         format: format_for(readers),
         injected: !pods.is_empty() || !present.is_empty(),
         pods,
-    })
+    }
 }
 
+/// A route with its status, or why that is not known.
 async fn see(
     namespace: &str,
     object: Read<NexusRoute>,
     context: &Context,
     memory: &mut Memory,
-) -> Result<Seen, ReconcileError> {
+) -> (Seen, Option<ReconcileError>) {
     let metadata = crate::stores::metadata(&object);
     let name = metadata.name.clone().unwrap_or_default();
     let seen = metadata.resource_version.clone();
-    if let Some((version, status)) = memory.statuses.known(&name, seen.as_deref()) {
-        return Ok(Seen {
-            object,
-            version,
-            status,
-        });
-    }
-    let (version, status) = if let Ok(route) = &object {
-        (seen, route.status.clone().unwrap_or_default())
-    } else {
+    let known = memory.statuses.known(&name, seen.as_deref());
+    let ((version, status), error) = match (known, &object) {
+        (Some((version, status)), _) => ((version, Some(status)), None),
+        (None, Ok(route)) => {
+            let status = route.status.clone().unwrap_or_default();
+            ((seen, Some(status)), None)
+        }
         // The watch kept only its metadata.
-        let fetched = fetch(namespace, &name, context).await?;
-        let (version, status) = fetched.unwrap_or((seen, NexusRouteStatus::default()));
-        memory
-            .statuses
-            .set(&name, None, version.clone(), status.clone());
-        (version, status)
+        (None, Err(_)) => match fetch(namespace, &name, context).await {
+            Ok(fetched) => {
+                let (version, status) = fetched.unwrap_or((seen, NexusRouteStatus::default()));
+                memory
+                    .statuses
+                    .set(&name, None, version.clone(), status.clone());
+                ((version, Some(status)), None)
+            }
+            Err(error) => ((seen, None), Some(error)),
+        },
     };
-    Ok(Seen {
+    let seen = Seen {
         object,
         version,
         status,
-    })
+    };
+    (seen, error)
 }
 
 /// The version and status of a route that cannot be read as a whole.
@@ -143,7 +149,7 @@ async fn fetch(
     let found = api
         .get_opt(name)
         .await
-        .map_err(|source| ReconcileError::api("get the NexusRoute", name, source))?;
+        .map_err(|source| ReconcileError::api("get", &format!("NexusRoute {name}"), source))?;
     Ok(found.map(|object| {
         let status = object.data.get("status").cloned().unwrap_or_default();
         let status = serde_json::from_value(status).unwrap_or_default();

@@ -149,7 +149,11 @@ fn is_exact(config_map: &ConfigMap, table: &RouteTable) -> bool {
     }
 }
 
-/// What is applied, server-side, over the ConfigMap of this version.
+/// Version that no object has: the API server counts what was written, and itself writes first. To apply over it makes
+/// an object where there is none, and is a conflict where there is one.
+const ABSENT: &str = "1";
+
+/// What is applied, server-side, over the ConfigMap of this version; none makes a new one, and only a new one.
 pub(crate) fn manifest(
     namespace: &str,
     name: &str,
@@ -159,7 +163,7 @@ pub(crate) fn manifest(
     let mut config_map = ConfigMap::default();
     config_map.metadata.name = Some(name.to_owned());
     config_map.metadata.namespace = Some(namespace.to_owned());
-    config_map.metadata.resource_version = version.map(str::to_owned);
+    config_map.metadata.resource_version = Some(version.unwrap_or(ABSENT).to_owned());
     config_map
         .labels_mut()
         .insert(MANAGED_BY.to_owned(), FIELD_MANAGER.to_owned());

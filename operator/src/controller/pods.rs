@@ -69,3 +69,51 @@ impl Pods {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+    use tokio::time::{Instant, sleep};
+
+    use super::*;
+    use crate::args::ControllerArgs;
+
+    #[derive(Parser)]
+    struct Only {
+        #[command(flatten)]
+        controller: ControllerArgs,
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn pods_that_come_one_after_the_other_are_counted_together_every_thirty_seconds() {
+        let args = Only::parse_from(["nexus-operator"]).controller;
+        let stores = Stores::unwatched(&args);
+        let (pods, metrics) = (Pods::default(), Metrics::default());
+        let start = Instant::now();
+        let rollout = async {
+            for number in 0..55 {
+                stores.put_pod("a", &format!("agent-{number}"));
+                sleep(Duration::from_secs(1)).await;
+            }
+            std::future::pending::<Infallible>().await
+        };
+        let marked = async {
+            let mut counts = Vec::new();
+            while counts.len() < 2 {
+                let names = stores.changes().namespaces.take().await;
+                assert!(names.iter().eq(["a"]));
+                counts.push((start.elapsed().as_secs(), pods.within("a").len()));
+            }
+            counts
+        };
+        let counts = tokio::select! {
+            never = pods.run(&stores, &metrics, args.bound_pods_interval) => match never {},
+            never = rollout => match never {},
+            counts = marked => counts,
+        };
+        let at: Vec<u64> = counts.iter().map(|(at, _)| *at).collect();
+        assert_eq!(at, [30, 60]);
+        assert!((30..=31).contains(&counts[0].1), "{counts:?}");
+        assert_eq!(counts[1].1, 55);
+    }
+}

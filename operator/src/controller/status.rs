@@ -8,6 +8,7 @@ use futures::{FutureExt, StreamExt};
 use http::HeaderValue;
 use http::header::ACCEPT;
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::api::{Patch, PatchParams};
 use kube::core::{PartialObjectMeta, Request};
 use kube::{Client, Resource, ResourceExt};
@@ -37,6 +38,8 @@ const METADATA: HeaderValue =
 /// A status to write.
 struct Due<'a> {
     seen: &'a Seen,
+    /// What its status says now.
+    live: &'a [Condition],
     wanted: [Wanted; 2],
     status: NexusRouteStatus,
 }
@@ -82,14 +85,13 @@ pub(crate) async fn write(
             Ok(Some(version)) => {
                 let Due {
                     seen,
+                    live,
                     wanted,
                     status,
                 } = due;
-                context.events.verdict::<NexusRoute>(
-                    seen.metadata(),
-                    &wanted,
-                    &seen.status.conditions,
-                );
+                context
+                    .events
+                    .verdict::<NexusRoute>(seen.metadata(), &wanted, live);
                 let over = seen.metadata().resource_version.clone();
                 memory
                     .statuses
@@ -169,8 +171,9 @@ impl<'a> Judge<'a> {
         }
     }
 
-    /// The status to write, if the route needs another one and was judged as it is now.
+    /// The status to write, if the route needs another one than it is known to have and was judged as it is now.
     fn due(&self, seen: &'a Seen, now: Timestamp) -> Option<Due<'a>> {
+        let present = seen.status.as_ref()?;
         let generation = seen.metadata().generation;
         let (wanted, bound) = match &seen.object {
             Err(unreadable) => (
@@ -195,9 +198,9 @@ impl<'a> Judge<'a> {
                 (wanted, if accepted { self.bound(route) } else { 0 })
             }
         };
-        let live = &seen.status.conditions;
-        let same = seen.status.observed_generation == generation
-            && seen.status.bound_pods == Some(bound)
+        let live = &present.conditions;
+        let same = present.observed_generation == generation
+            && present.bound_pods == Some(bound)
             && wanted.iter().all(|wanted| wanted.is_in(live, generation));
         if same {
             return None;
@@ -212,6 +215,7 @@ impl<'a> Judge<'a> {
         };
         Some(Due {
             seen,
+            live,
             wanted,
             status,
         })

@@ -11,11 +11,12 @@ use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
 use kube::runtime::events::EventType;
 use kube::{Api, Client, ResourceExt};
-use nexus_crds::names::{INJECT_ANNOTATION, SIDECAR_LABEL};
+use nexus_crds::names::SIDECAR_LABEL;
 
 use crate::controller::events::Events;
 use crate::metrics::Metrics;
 use crate::stores::LIVE_PODS;
+use crate::stores::pods::asks;
 
 /// Pods of one page of the list.
 const PAGE: u32 = 500;
@@ -90,8 +91,7 @@ impl Drop for Sweep {
 }
 
 fn is_without(pod: &PartialObjectMeta<Pod>) -> bool {
-    let asks = pod.annotations().get(INJECT_ANNOTATION);
-    asks.is_some_and(|value| value == "true") && !pod.labels().contains_key(SIDECAR_LABEL)
+    asks(pod) && !pod.labels().contains_key(SIDECAR_LABEL)
 }
 
 #[cfg(test)]

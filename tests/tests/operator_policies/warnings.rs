@@ -93,24 +93,95 @@ async fn a_wrong_annotation_of_a_workload_shows_when_it_is_applied() {
             "unknown annotation nexus.io/admitted",
         ),
         (
-            with("nexus.io/sidecar-port", "0"),
-            "write a port from 1 to 65535",
-        ),
-        (
-            with("nexus.io/sidecar-port", "65536"),
-            "write a port from 1 to 65535",
-        ),
-        (
-            with("nexus.io/sidecar-port", "http"),
-            "write a port from 1 to 65535",
-        ),
-        (
             with("nexus.io/sidecar-readiness", "on"),
             r#"nexus.io/sidecar-readiness is "on""#,
         ),
         (
             with("nexus.io/sidecar-memory-limit", "64 MB"),
             "nexus.io/sidecar-memory-limit must be a quantity",
+        ),
+    ] {
+        assert_warned(&scene, &workload("deployments", &annotations), why).await;
+    }
+}
+
+#[tokio::test]
+async fn a_value_that_the_webhook_refuses_shows_when_it_is_applied() {
+    let scene = Scene::new("refusable").await;
+    let with = |name: &str, value: &str| json!({"nexus.io/inject": "true", name: value});
+    let many = |name: &str, target: &str| {
+        let names = (0..65).map(|number| format!("{name}{number}{target}"));
+        names.collect::<Vec<_>>().join(",")
+    };
+    let port = "write a port from 1024 to 65535 other than 9901";
+    let url = "write up to 64 of NAME=provider[@tenant][/path]";
+    let placeholder = "write up to 64 names of variables";
+    for (annotations, why) in [
+        (with("nexus.io/sidecar-port", "0"), port),
+        (with("nexus.io/sidecar-port", "1023"), port),
+        (with("nexus.io/sidecar-port", "9901"), port),
+        (with("nexus.io/sidecar-port", "65536"), port),
+        (with("nexus.io/sidecar-port", "http"), port),
+        (
+            with("nexus.io/sidecar-cpu-request", "-1"),
+            "nexus.io/sidecar-cpu-request must be a quantity",
+        ),
+        (
+            with("nexus.io/sidecar-cpu-request", "1500u"),
+            "nexus.io/sidecar-cpu-request is finer than",
+        ),
+        (
+            with("nexus.io/sidecar-memory-request", "64m"),
+            "nexus.io/sidecar-memory-request is finer than",
+        ),
+        (
+            with("nexus.io/sidecar-cpu-limit", "0"),
+            "nexus.io/sidecar-cpu-limit is 0, which would be no limit",
+        ),
+        (
+            json!({
+                "nexus.io/inject": "true",
+                "nexus.io/sidecar-memory-request": "65Mi",
+                "nexus.io/sidecar-memory-limit": "64Mi",
+            }),
+            "nexus.io/sidecar-memory-request is more than nexus.io/sidecar-memory-limit",
+        ),
+        (
+            with("nexus.io/sidecar-log-level", "very loud"),
+            r#"nexus.io/sidecar-log-level is "very loud""#,
+        ),
+        (
+            with("nexus.io/sidecar-log-level", "nexus=loud"),
+            "or target=level",
+        ),
+        (with("nexus.io/base-url-env", "OPENAI_BASE_URL"), url),
+        (with("nexus.io/base-url-env", "1A=openai"), url),
+        (with("nexus.io/base-url-env", "A=OpenAI"), url),
+        (with("nexus.io/base-url-env", "A=openai/v1?x=1"), url),
+        (with("nexus.io/base-url-env", "A=openai/$(HOME)"), url),
+        (with("nexus.io/base-url-env", "A=openai,A=github"), url),
+        (with("nexus.io/base-url-env", "A=openai@tenant/v1"), url),
+        (
+            with("nexus.io/base-url-env", "NEXUS_SIDECAR_URL=openai"),
+            url,
+        ),
+        (with("nexus.io/base-url-env", &many("A", "=openai")), url),
+        (with("nexus.io/placeholder-env", "API-KEY"), placeholder),
+        (
+            with("nexus.io/placeholder-env", "NEXUS_SIDECAR_URL"),
+            placeholder,
+        ),
+        (
+            with("nexus.io/placeholder-env", &many("A", "")),
+            placeholder,
+        ),
+        (
+            json!({
+                "nexus.io/inject": "true",
+                "nexus.io/base-url-env": "A=openai",
+                "nexus.io/placeholder-env": "A",
+            }),
+            placeholder,
         ),
     ] {
         assert_warned(&scene, &workload("deployments", &annotations), why).await;
@@ -162,10 +233,10 @@ async fn nothing_is_said_about_workloads_that_are_right() {
     let whole = json!({
         "nexus.io/inject": "true",
         "nexus.io/tenants": "tenant_123, a:b.c-d",
-        "nexus.io/base-url-env": "OPENAI_BASE_URL=openai/v1",
-        "nexus.io/placeholder-env": "OPENAI_API_KEY",
+        "nexus.io/base-url-env": "OPENAI_BASE_URL=openai/v1, B=a.b-c@a:b.c-d/x%20y/~z[1]'*+;=:@!&(),",
+        "nexus.io/placeholder-env": "OPENAI_API_KEY, _OTHER",
         "nexus.io/sidecar-port": "65535",
-        "nexus.io/sidecar-log-level": "debug",
+        "nexus.io/sidecar-log-level": "warn,nexus_sidecar::proxy=DEBUG",
         "nexus.io/sidecar-cpu-request": "10m",
         "nexus.io/sidecar-memory-request": "64Mi",
         "nexus.io/sidecar-cpu-limit": "0.5",
