@@ -22,8 +22,8 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// Short, so that a takeover is soon.
 const LEASE: [&str; 1] = ["--lease-duration=3s"];
 /// Long enough to be frozen between what it is told and what it writes.
-const SLOW_DEBOUNCE: Duration = Duration::from_secs(2);
-const SLOW: [&str; 1] = ["--debounce=2s"];
+const SLOW_DEBOUNCE: Duration = Duration::from_secs(4);
+const SLOW: [&str; 1] = ["--debounce=4s"];
 /// Namespaces whose tables are to be written then.
 const FROZEN: u32 = 8;
 /// Between two attempts of a replica that does not lead, at most.

@@ -5,9 +5,10 @@
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 
-use crate::step::{command, repository, run, step, succeeds};
+use crate::cache;
+use crate::step::{command, repository, run, succeeds};
 
 /// Release of Kubernetes; `tests/cluster/go.mod` names the same.
 const KUBERNETES: &str = "v1.35.4";
@@ -83,7 +84,7 @@ pub(crate) fn enough_for_pods() -> anyhow::Result<()> {
     };
     kubernetes()?;
     let there = PathBuf::from(given).join("coredns").exists();
-    if !there && !cached("coredns", COREDNS)?.exists() && !has_go() {
+    if !there && !cache::folder("coredns", COREDNS)?.exists() && !has_go() {
         bail!("there is no coredns: install Go 1.25 or newer, or put one into KUBEBUILDER_ASSETS");
     }
     Ok(())
@@ -125,54 +126,18 @@ fn has_go() -> bool {
     succeeds(&mut command("go", &["version"]))
 }
 
-fn cache() -> anyhow::Result<PathBuf> {
-    let cache = match (std::env::var_os("XDG_CACHE_HOME"), std::env::var_os("HOME")) {
-        (Some(cache), _) => PathBuf::from(cache),
-        (None, Some(home)) => PathBuf::from(home).join(".cache"),
-        (None, None) => bail!("neither XDG_CACHE_HOME nor HOME says where to keep what is built"),
-    };
-    Ok(cache.join("nexus-tests"))
-}
-
-/// Where a program is in the cache, if it is there.
-fn cached(name: &str, version: &str) -> anyhow::Result<PathBuf> {
-    Ok(cache()?.join(format!("{name}-{version}")))
-}
-
 /// The folder of a program in the cache; `build` fills it if there is none for the version and the sources.
 fn built(
     name: &str,
     version: &str,
     build: impl FnOnce(&Path) -> anyhow::Result<()>,
 ) -> anyhow::Result<PathBuf> {
-    let cache = cache()?;
-    let folder = cached(name, version)?;
-    if folder.exists() {
-        return Ok(folder);
-    }
-    if !has_go() {
+    if !cache::folder(name, version)?.exists() && !has_go() {
         bail!(
             "{name} {version} is built from its Go modules: install Go 1.25 or newer, or set KUBEBUILDER_ASSETS and put helm on the PATH"
         );
     }
-    step(&format!("build {name} {version}"), || {
-        std::fs::create_dir_all(&cache)?;
-        // Beside its place and then renamed, so that a build that was stopped leaves nothing that looks whole.
-        let unfinished = tempfile::Builder::new()
-            .prefix(".building-")
-            .tempdir_in(&cache)?;
-        build(unfinished.path())?;
-        match std::fs::rename(unfinished.path(), &folder) {
-            Ok(()) => drop(unfinished.keep()),
-            // Another run was faster.
-            Err(_) if folder.exists() => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("cannot make {}", folder.display()));
-            }
-        }
-        Ok(())
-    })?;
-    Ok(folder)
+    cache::filled(name, version, build)
 }
 
 fn build_kubernetes(folder: &Path) -> anyhow::Result<()> {

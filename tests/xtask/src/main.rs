@@ -3,6 +3,7 @@
 //! A person and CI run the same ones. Each step says its name and how long it took.
 
 mod assets;
+mod cache;
 mod ci;
 mod clients;
 mod cluster;
