@@ -148,7 +148,7 @@ fn route(name: &str, number: u32) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_leader_is_replaced_within_the_lease_time_and_once() {
+async fn a_killed_leader_is_replaced_soon_after_the_lease_time_and_once() {
     let scene = Scene::new().await;
     let [mut first, second] = scene.two().await;
     let (_, transitions) = scene.lease().await;
