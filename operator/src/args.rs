@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use url::Url;
+use url::{Host, Url};
 
 /// Turns NexusRoute objects into route tables and injects the sidecar into annotated pods.
 #[derive(Debug, Parser)]
@@ -170,7 +170,7 @@ pub struct LeaseArgs {
     #[arg(long, env = "NEXUS_IDENTITY", value_name = "NAME")]
     pub identity: Option<String>,
 
-    /// How long a replica that no longer renews keeps the Lease
+    /// Within so long another replica writes when the one that did is gone [2s to 1h]
     #[arg(long, env = "NEXUS_LEASE_DURATION", value_name = "DURATION", default_value = "15s", value_parser = duration)]
     pub lease_duration: Duration,
 }
@@ -198,6 +198,15 @@ pub struct ControllerArgs {
     /// Until it has answered once, tables and conditions stay as they are.
     #[arg(long, env = "NEXUS_GATEWAY_URL", value_name = "URL")]
     pub gateway_url: Option<Url>,
+
+    /// PEM file of the authorities that replace the public roots for that gateway; read again with each look at it
+    #[arg(
+        long,
+        env = "NEXUS_GATEWAY_CA",
+        value_name = "FILE",
+        requires = "gateway_url"
+    )]
+    pub gateway_ca: Option<PathBuf>,
 
     /// How long changes are collected before routes are compiled
     #[arg(long, env = "NEXUS_DEBOUNCE", value_name = "DURATION", default_value = "100ms", value_parser = duration)]
@@ -357,6 +366,16 @@ fn duration(text: &str) -> Result<Duration, String> {
         .ok()
         .filter(|duration| !duration.is_zero())
         .ok_or_else(|| format!("{text:?} must be more than nothing"))
+}
+
+/// Whether an address is on this machine, or in this pod, where there is nobody on the way to it.
+pub(crate) fn is_loopback(url: &Url) -> bool {
+    match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(ip)) => ip.is_loopback(),
+        Some(Host::Ipv6(ip)) => ip.is_loopback(),
+        None => false,
+    }
 }
 
 #[cfg(test)]

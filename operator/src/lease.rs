@@ -2,9 +2,12 @@
 //! the controller.
 //!
 //! After client-go's leader election. Clocks are never compared: a holder is taken to be gone when its record did not
-//! change for its duration as measured here. The holder gives up by itself after two thirds of that time without a
+//! change for the time in it as measured here. The holder gives up by itself after five sixths of that time without a
 //! renewal, so before anybody else may take over, whether the API server is away, slow or refuses. Each write names
 //! the version that was read, so of two that try one gets it.
+//!
+//! The configured duration is the promise: when the holder is killed, another one has the Lease before it is over. So
+//! the record says less, since others see a renewal up to a retry after it.
 //!
 //! The crate kube-lease-manager was tried by reading (0.13.1) and not taken: it compares the `renewTime` of another
 //! machine's clock with its own, goes on calling itself the leader while renewals fail (its channel says nothing of
@@ -73,23 +76,24 @@ fn identity(given: Option<&str>) -> anyhow::Result<String> {
     Ok(format!("{host}_{:08x}", fastrand::u32(..)))
 }
 
-/// client-go's proportions: 15 s, 10 s and 2 s.
+/// Of a lease of 15 s: 12 s, and client-go's 10 s and 2 s.
 #[derive(Clone, Copy, Debug)]
 struct Timing {
-    /// Others wait so long.
-    duration: Duration,
+    /// Others wait so long after they saw a renewal. Whole seconds, as the record has them.
+    granted: Duration,
     /// The holder gives up after so long without a renewal.
     deadline: Duration,
-    /// Time between two attempts.
+    /// Time between two attempts, at most.
     retry: Duration,
 }
 
 impl Timing {
     fn of(duration: Duration) -> Self {
+        let granted = Duration::from_secs((duration * 4 / 5).as_secs());
         Self {
-            duration,
-            deadline: duration / 3 * 2,
-            retry: duration / 15 * 2,
+            granted,
+            deadline: granted * 5 / 6,
+            retry: granted / 6,
         }
     }
 }
@@ -157,8 +161,9 @@ impl Candidate {
                 Ok(Err(error)) => tracing::warn!(%error, lease = self.name, "asking for the Lease"),
                 Err(_) => tracing::warn!(lease = self.name, "asking for the Lease: no answer"),
             }
-            // Some more for each, so that replicas do not ask in step.
-            sleep(self.timing.retry.mul_f64(1.0 + 0.2 * fastrand::f64())).await;
+            // Some less for each, so that replicas do not ask in step.
+            let pause = self.timing.retry.mul_f64(1.0 - 0.2 * fastrand::f64());
+            sleep(self.held_for().map_or(pause, |rest| rest.min(pause))).await;
         }
     }
 
@@ -199,7 +204,7 @@ impl Candidate {
     async fn acquire_or_renew(&mut self) -> Result<Attempt, kube::Error> {
         let Some(lease) = self.leases.get_opt(&self.name).await? else {
             // Whoever deleted it did not stop the holder, which puts it back.
-            if self.is_held_by_other() {
+            if self.held_for().is_some() {
                 return Ok(Attempt::HeldByOther);
             }
             return self.write(None, 0, true).await;
@@ -226,27 +231,26 @@ impl Candidate {
                 at: Instant::now(),
             });
         }
-        !self.is_held_by_other()
+        self.held_for().is_none()
     }
 
-    /// Whether the record that was seen last is one of another holder whose time is not over.
-    fn is_held_by_other(&self) -> bool {
-        let Some(Observed { spec, at }) = &self.observed else {
-            return false;
-        };
+    /// What is left of another holder's time, if the record that was seen last is one and it is not over.
+    fn held_for(&self) -> Option<Duration> {
+        let Observed { spec, at } = self.observed.as_ref()?;
         let holder = spec.holder_identity.as_deref().unwrap_or_default();
         if holder.is_empty() || holder == self.identity {
-            return false;
+            return None;
         }
         let seconds = spec.lease_duration_seconds.unwrap_or_default();
         let granted = Duration::from_secs(u64::try_from(seconds).unwrap_or_default());
         // A record without a duration, which something else wrote, counts as one of ours.
         let granted = if granted.is_zero() {
-            self.timing.duration
+            self.timing.granted
         } else {
             granted
         };
-        at.elapsed() < granted
+        let rest = granted.saturating_sub(at.elapsed());
+        (!rest.is_zero()).then_some(rest)
     }
 
     /// Makes this replica the holder.
@@ -262,7 +266,7 @@ impl Candidate {
             .and_then(|lease| lease.spec.as_ref()?.acquire_time.clone());
         let spec = LeaseSpec {
             holder_identity: Some(self.identity.clone()),
-            lease_duration_seconds: Some(whole_seconds(self.timing.duration)),
+            lease_duration_seconds: i32::try_from(self.timing.granted.as_secs()).ok(),
             acquire_time: if acquires { now.clone() } else { before },
             renew_time: now,
             lease_transitions: Some(transitions),
@@ -344,11 +348,6 @@ impl Candidate {
         self.metrics.leader.set(leads.into());
         self.leading.send_replace(leads);
     }
-}
-
-fn whole_seconds(duration: Duration) -> i32 {
-    let seconds = duration.as_secs() + u64::from(duration.subsec_nanos() > 0);
-    i32::try_from(seconds).unwrap_or(i32::MAX)
 }
 
 #[cfg(test)]

@@ -114,7 +114,8 @@ impl Stores {
         stores.watch_config_maps(client, tasks);
         stores.watch_pods(client, tasks);
         if let Some(url) = &args.gateway_url {
-            tasks.spawn(gateway::follow(url.clone(), stores.clone()));
+            let ca = args.gateway_ca.clone();
+            tasks.spawn(gateway::follow(url.clone(), ca, stores.clone()));
         }
         stores
     }

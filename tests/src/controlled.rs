@@ -144,10 +144,23 @@ impl Scene {
         let annotations =
             json!({"nexus.io/inject": "true", "nexus.io/admitted": admitted.to_string()});
         let metadata = json!({"labels": {"nexus.io/sidecar": "true"}, "annotations": annotations});
-        // Afterwards, since the webhook would write what this version admits.
+        // Afterwards, since the webhook would write what this version admits; a policy is against that.
+        let policy = [
+            "delete",
+            "validatingadmissionpolicybinding",
+            "nexus-pod-update",
+            "--ignore-not-found",
+        ];
+        self.cluster.kubectl(&policy).ok();
         let patch = json!({"metadata": metadata}).to_string();
-        self.kubectl(&["patch", "pod", name, "--type=merge", "--patch", &patch])
-            .ok();
+        self.wait("the policy's end", || {
+            let patched = self.kubectl(&["patch", "pod", name, "--type=merge", "--patch", &patch]);
+            if patched.success {
+                Ok(())
+            } else {
+                Err(patched.refused())
+            }
+        });
     }
 }
 

@@ -19,8 +19,9 @@ use nexus_tests::connection;
 use nexus_tests::controlled::{condition, provider, route, table};
 use nexus_tests::operator::{NAMESPACE, Operator};
 use nexus_tests::raw::Message;
+use nexus_tests::tls::{Authority, Leaf};
 use nexus_tests::turn::Turn;
-use nexus_tests::upstream::{Refusal, Upstream};
+use nexus_tests::upstream::{Refusal, Seen, Upstream};
 use nexus_tests::wire;
 use serde_json::{Value, json};
 
@@ -54,6 +55,17 @@ impl Scene {
 
     fn start(&self) -> Operator {
         self.installation.start()
+    }
+
+    /// A route to a port of this machine.
+    fn on_port(&self, name: &str, provider: &str, port: u16, number: u32) -> Value {
+        let mut fields = one(number);
+        fields["upstream"] = json!({
+            "url": format!("http://127.0.0.1:{port}/{provider}"),
+            "allowInsecure": true,
+            "allowPrivateAddresses": true,
+        });
+        route(&self.namespace, name, provider, &fields)
     }
 
     fn routes(&self) -> String {
@@ -462,25 +474,23 @@ async fn a_refused_update_leaves_what_was_there() {
     assert_eq!(scene.table(), ["api"]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_gateways_base_urls_grant_where_there_is_no_provider() {
+/// A gateway of `/base` that says of providers what was recorded.
+fn providers() -> impl Fn(&Seen) -> Option<Refusal> + Send + Sync + 'static {
     let recorded = wire::response("health-providers", "gateway providers");
     let body = Message::all(&recorded).unwrap().remove(0).body;
-    let serve = async |at: SocketAddr| {
-        let body = body.clone();
-        Upstream::builder()
-            .at(at)
-            .gate(move |seen| {
-                let known = seen.target == "/base/v1/providers";
-                Some(if known {
-                    Refusal::new(200, body.clone())
-                } else {
-                    Refusal::new(404, "404 page not found")
-                })
-            })
-            .start()
-            .await
-    };
+    move |seen| {
+        let known = seen.target == "/base/v1/providers";
+        Some(if known {
+            Refusal::new(200, body.clone())
+        } else {
+            Refusal::new(404, "404 page not found")
+        })
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateways_base_urls_grant_where_there_is_no_provider() {
+    let serve = async |at: SocketAddr| Upstream::builder().at(at).gate(providers()).start().await;
     let gateway = serve(SocketAddr::from(([127, 0, 0, 1], 0))).await;
     let url = format!("{}/base/", gateway.url());
     let scene = Scene::new("gateway").await;
@@ -493,22 +503,15 @@ async fn the_gateways_base_urls_grant_where_there_is_no_provider() {
             .start_with("operator-0", port, &arguments)
     };
     let operator = start();
-    let wants = |name: &str, provider: &str, host: &str, number| {
-        let mut fields = one(number);
-        fields["upstream"] = json!({
-            "url": format!("http://127.0.0.1:{host}/{provider}"),
-            "allowInsecure": true,
-            "allowPrivateAddresses": true,
-        });
-        route(&scene.namespace, name, provider, &fields)
-    };
+    let wants =
+        |name: &str, provider: &str, port: u16, number| scene.on_port(name, provider, port, number);
     scene
-        .create(&wants("granted", "key-plain", "18060", 31))
+        .create(&wants("granted", "key-plain", 18060, 31))
         .await;
     scene
-        .create(&wants("elsewhere", "key-query", "18061", 32))
+        .create(&wants("elsewhere", "key-query", 18061, 32))
         .await;
-    scene.create(&wants("unknown", "nobody", "18060", 33)).await;
+    scene.create(&wants("unknown", "nobody", 18060, 33)).await;
     scene.until(&operator, "granted", GOOD).await;
     for name in ["elsewhere", "unknown"] {
         let told = scene
@@ -538,13 +541,44 @@ async fn the_gateways_base_urls_grant_where_there_is_no_provider() {
         assert!(since.elapsed() < LIMIT, "{}", operator.log());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-    scene
-        .create(&wants("late", "key-header", "18060", 34))
-        .await;
+    scene.create(&wants("late", "key-header", 18060, 34)).await;
     tokio::time::sleep(Duration::from_secs(2)).await;
     assert_eq!(scene.seen("granted").await, before);
     assert_eq!(scene.table(), ["granted"]);
     let _gateway = serve(address).await;
     scene.until(&operator, "late", GOOD).await;
     assert_eq!(scene.table(), ["granted", "late"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_gateways_authority_is_a_file_that_may_be_replaced() {
+    let authority = Authority::new();
+    let gateway = Upstream::builder()
+        .tls(&authority, Leaf::Valid, &["http/1.1"])
+        .gate(providers())
+        .start()
+        .await;
+    let folder = tempfile::tempdir().unwrap();
+    let ca = folder.path().join("ca.crt");
+    std::fs::write(&ca, Authority::new().pem()).unwrap();
+    let scene = Scene::new("authority").await;
+    let url = format!("--gateway-url={}/base", gateway.url());
+    let ca_flag = format!("--gateway-ca={}", ca.display());
+    let arguments = [url.as_str(), &ca_flag, "--allow-insecure-upstreams"];
+    let port = scene.installation.port();
+    let operator = scene
+        .installation
+        .start_with("operator-0", port, &arguments);
+    scene
+        .create(&scene.on_port("granted", "key-plain", 18060, 35))
+        .await;
+    let since = Instant::now();
+    while !operator.log().contains("stay as they are until it answers") {
+        assert!(since.elapsed() < LIMIT, "{}", operator.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(scene.seen("granted").await["status"], Value::Null);
+    assert!(gateway.seen().is_empty(), "it was asked all the same");
+    std::fs::write(&ca, authority.pem()).unwrap();
+    scene.until(&operator, "granted", GOOD).await;
 }

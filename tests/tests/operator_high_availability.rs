@@ -19,15 +19,16 @@ use nexus_tests::turn::Turn;
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_mins(1);
-/// Short, so that a takeover is soon.
-const LEASE: [&str; 1] = ["--lease-duration=3s"];
+/// Short, so that a takeover is soon; with room for a busy machine's API server.
+const DURATION: Duration = Duration::from_secs(6);
+const LEASE: [&str; 1] = ["--lease-duration=6s"];
 /// Long enough to be frozen between what it is told and what it writes.
 const SLOW_DEBOUNCE: Duration = Duration::from_secs(4);
 const SLOW: [&str; 1] = ["--debounce=4s"];
 /// Namespaces whose tables are to be written then.
 const FROZEN: u32 = 8;
 /// Between two attempts of a replica that does not lead, at most.
-const RETRY: Duration = Duration::from_millis(480);
+const RETRY: Duration = Duration::from_millis(667);
 /// For a busy machine: processes and the API server need their turns too.
 const SLACK: Duration = Duration::from_millis(1500);
 
@@ -148,7 +149,7 @@ fn route(name: &str, number: u32) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_killed_leader_is_replaced_soon_after_the_lease_time_and_once() {
+async fn a_killed_leader_is_replaced_within_the_lease_time_and_once() {
     let scene = Scene::new().await;
     let [mut first, second] = scene.two().await;
     let (_, transitions) = scene.lease().await;
@@ -163,10 +164,8 @@ async fn a_killed_leader_is_replaced_soon_after_the_lease_time_and_once() {
     let routes = format!("/apis/nexus.io/v1alpha1/namespaces/{namespace}/nexusroutes");
     let answer = scene.admin.post(&routes, &route("orders", 1)).await;
     assert_eq!(answer.code, 201, "{}", answer.body);
-    let limit = Duration::from_secs(3) + 2 * RETRY + SLACK;
-    scene
-        .led_by(&second.identity, limit.saturating_sub(killed.elapsed()))
-        .await;
+    let limit = DURATION.saturating_sub(killed.elapsed());
+    scene.led_by(&second.identity, limit).await;
     eprintln!("taken over after {:?}", killed.elapsed());
 
     // What was applied while nobody led is there.

@@ -9,7 +9,7 @@ use super::merge;
 async fn what_was_decided_at_admission_stays_so() {
     let scene = Scene::new("update").await;
     scene.injected("agent").await;
-    let annotations = "annotations nexus.io/* of a pod with a Nexus sidecar are fixed for its life";
+    let annotations = "annotations nexus.io/* say what was decided when the pod was created";
     let label = "the label nexus.io/sidecar is fixed";
     let image = "the image of the container nexus-sidecar is fixed";
     let metadata = [
@@ -99,25 +99,51 @@ async fn a_pod_without_a_sidecar_may_be_changed_as_ever() {
         "spec": {"containers": [{"name": "agent", "image": "localhost/agent:1"}]},
     });
     scene.mallory.post(&scene.core("pods"), &plain).await.ok();
+    let path = scene.core("pods/plain");
     for patch in [
         json!({"annotations": {"nexus.io/tenants": "a"}}),
         json!({"annotations": null}),
-        json!({"annotations": {"nexus.io/admitted": "worth nothing: there is no token"}}),
+        json!({"annotations": {"nexus.io/inject": "true"}, "labels": {"app": "b"}}),
     ] {
-        let path = scene.core("pods/plain");
-        scene
-            .mallory
-            .merge(&path, &json!({"metadata": patch}))
-            .await
-            .ok();
+        let patch = json!({"metadata": patch});
+        scene.mallory.merge(&path, &patch).await.ok();
     }
-    // From here on it is taken for one that has, and stays so.
-    let path = scene.core("pods/plain/status");
-    let answer = scene
-        .mallory
-        .merge(&path, &json!({"metadata": {"annotations": null}}))
-        .await;
-    assert_denied(&answer, "nexus-pod-update", "");
+}
+
+#[tokio::test]
+async fn a_pod_without_a_sidecar_does_not_become_one_that_has() {
+    let scene = Scene::new("become").await;
+    let plain = json!({
+        "metadata": {"name": "plain"},
+        "spec": {"containers": [{"name": "agent", "image": "localhost/agent:1"}]},
+    });
+    scene.mallory.post(&scene.core("pods"), &plain).await.ok();
+    let annotations = "annotations nexus.io/* say what was decided when the pod was created";
+    let label = "the label nexus.io/sidecar is fixed";
+    let admitted = r#"{"version":1,"tableFormat":1}"#;
+    for caller in [&scene.mallory, &scene.admin] {
+        for path in ["pods/plain", "pods/plain/status"] {
+            for (patch, why) in [
+                (
+                    json!({"annotations": {"nexus.io/admitted": admitted}}),
+                    annotations,
+                ),
+                (json!({"labels": {"nexus.io/sidecar": "true"}}), label),
+                // All that the operator looks for.
+                (
+                    json!({
+                        "annotations": {"nexus.io/inject": "true", "nexus.io/admitted": admitted},
+                        "labels": {"nexus.io/sidecar": "true"},
+                    }),
+                    "",
+                ),
+            ] {
+                let patch = json!({"metadata": patch});
+                let answer = caller.merge(&scene.core(path), &patch).await;
+                assert_denied(&answer, "nexus-pod-update", why);
+            }
+        }
+    }
 }
 
 #[tokio::test]

@@ -1,11 +1,13 @@
 //! The Kubernetes control plane that the operator's tests run against: etcd, kube-apiserver, kube-controller-manager
-//! and kubectl, and helm for the chart. `KUBEBUILDER_ASSETS` names a folder that has them; else they are built once
-//! from their Go modules into the user's cache. A cluster with pods takes all of Kubernetes from there, and CoreDNS.
+//! and kubectl, helm for the chart, and the definitions of others' objects that are in it. `KUBEBUILDER_ASSETS` names a
+//! folder that has the control plane; else it is built once from its Go modules into the user's cache. A cluster with pods
+//! takes all of Kubernetes from there, and CoreDNS.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::bail;
+use anyhow::{Context, bail, ensure};
+use serde_json::Value;
 
 use crate::cache;
 use crate::step::{command, repository, run, succeeds};
@@ -18,6 +20,29 @@ const HELM: &str = "v3.22.0";
 const COREDNS: &str = "v1.14.7";
 /// Release of BuildKit; `tests/images/dockerfile/go.mod` names the same.
 const BUILDKIT: &str = "v0.27.1";
+/// Definitions of others, by the Go module that has them.
+const DEFINITIONS: [Definitions; 2] = [
+    Definitions {
+        module: "github.com/cert-manager/cert-manager",
+        version: "v1.21.2",
+        sum: "h1:UWgoYM+KLNtRlqmoWOKjKBOBUPVHeepQ6/ac3ERJW68=",
+        folder: "deploy/crds",
+        files: [
+            "cert-manager.io_certificates.yaml",
+            "cert-manager.io_issuers.yaml",
+        ],
+    },
+    Definitions {
+        module: "github.com/prometheus-operator/prometheus-operator",
+        version: "v0.85.0",
+        sum: "h1:M5xLCLEoaW2IJfnuCwFzzpL+jSVQu3KGT84Pye+fW8s=",
+        folder: "example/prometheus-operator-crd",
+        files: [
+            "monitoring.coreos.com_podmonitors.yaml",
+            "monitoring.coreos.com_servicemonitors.yaml",
+        ],
+    },
+];
 /// Names that the one program is called by.
 const COMPONENTS: [&str; 7] = [
     "etcd",
@@ -36,20 +61,33 @@ const NEEDED: [&str; 4] = [
     "kubectl",
 ];
 
+/// Kinds that the chart uses of a project which is not here.
+struct Definitions {
+    module: &'static str,
+    version: &'static str,
+    /// The module's checksum, as in a go.sum.
+    sum: &'static str,
+    folder: &'static str,
+    files: [&'static str; 2],
+}
+
 /// Where the tests find their programs.
 pub(crate) struct Assets {
     /// Folder of the control plane.
     pub(crate) folder: PathBuf,
     /// The program `helm`.
     pub(crate) helm: PathBuf,
+    /// Folder of others' definitions.
+    definitions: PathBuf,
 }
 
 impl Assets {
     /// Variables that tell the tests.
-    pub(crate) fn environment(&self) -> [(&'static str, OsString); 2] {
+    pub(crate) fn environment(&self) -> [(&'static str, OsString); 3] {
         [
             ("KUBEBUILDER_ASSETS", self.folder.clone().into()),
             ("NEXUS_HELM", self.helm.clone().into()),
+            ("NEXUS_DEFINITIONS", self.definitions.clone().into()),
         ]
     }
 }
@@ -60,6 +98,7 @@ pub(crate) fn assets() -> anyhow::Result<Assets> {
     Ok(Assets {
         folder,
         helm: helm()?,
+        definitions: definitions()?,
     })
 }
 
@@ -70,6 +109,43 @@ pub(crate) fn helm() -> anyhow::Result<PathBuf> {
     } else {
         built("helm", HELM, build_helm)?.join("helm")
     })
+}
+
+fn definitions() -> anyhow::Result<PathBuf> {
+    let versions = DEFINITIONS.map(|it| it.version).join("-");
+    built("definitions", &versions, |folder| {
+        DEFINITIONS.iter().try_for_each(|it| it.copy_to(folder))
+    })
+}
+
+impl Definitions {
+    /// Takes them out of the module, whose dependencies are not needed.
+    fn copy_to(&self, folder: &Path) -> anyhow::Result<()> {
+        let module = format!("{}@{}", self.module, self.version);
+        let output = command("go", &["mod", "download", "-json", &module])
+            .output()
+            .context("cannot start go")?;
+        let said: Value = serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("`go mod download` of {module}"))?;
+        if let Some(error) = said["Error"].as_str() {
+            bail!("{error}");
+        }
+        ensure!(
+            said["Sum"] == self.sum,
+            "{module} has the checksum {} and not {}",
+            said["Sum"],
+            self.sum
+        );
+        let sources = said["Dir"]
+            .as_str()
+            .context("`go mod download` says no Dir")?;
+        let sources = Path::new(sources).join(self.folder);
+        for file in self.files {
+            std::fs::copy(sources.join(file), folder.join(file))
+                .with_context(|| format!("{module} has no {}/{file}", self.folder))?;
+        }
+        Ok(())
+    }
 }
 
 /// Folder of all components of Kubernetes.
@@ -134,7 +210,7 @@ fn built(
 ) -> anyhow::Result<PathBuf> {
     if !cache::folder(name, version)?.exists() && !has_go() {
         bail!(
-            "{name} {version} is built from its Go modules: install Go 1.25 or newer, or set KUBEBUILDER_ASSETS and put helm on the PATH"
+            "{name} {version} is made from Go modules: install Go 1.25 or newer, or set KUBEBUILDER_ASSETS and put helm on the PATH"
         );
     }
     cache::filled(name, version, build)

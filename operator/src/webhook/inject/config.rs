@@ -4,7 +4,7 @@ use tracing_subscriber::filter::Targets;
 use url::Url;
 
 use super::quantity::Quantity;
-use crate::args::{SidecarArgs, SidecarAuth};
+use crate::args::{SidecarArgs, SidecarAuth, is_loopback};
 
 /// The operator's settings for sidecars.
 #[derive(Clone, Debug)]
@@ -188,15 +188,6 @@ fn control_plane(args: &SidecarArgs) -> Result<ControlPlane, ConfigError> {
         url: url.clone(),
         insecure: clear_text,
     })
-}
-
-fn is_loopback(url: &Url) -> bool {
-    match url.host() {
-        Some(url::Host::Domain(name)) => name == "localhost",
-        Some(url::Host::Ipv4(ip)) => ip.is_loopback(),
-        Some(url::Host::Ipv6(ip)) => ip.is_loopback(),
-        None => false,
-    }
 }
 
 fn auth(args: &SidecarArgs) -> Result<Auth, ConfigError> {
