@@ -166,6 +166,28 @@ pub struct DevArgs {
     #[arg(long, env = "NEXUS_CREDENTIALS", value_name = "FILE")]
     pub credentials: Option<PathBuf>,
 
+    /// Serve these credentials to other sidecars too, as a Nexus gateway does, e.g. on [::]:7070
+    ///
+    /// For a test cluster without a Nexus: it speaks http://, and whoever has the key gets every credential of the
+    /// file. Connections are those that the routes list.
+    #[arg(
+        long,
+        env = "NEXUS_GATEWAY_LISTEN",
+        value_name = "ADDR",
+        requires = "gateway_key_file",
+        requires = "credentials"
+    )]
+    pub gateway_listen: Option<SocketAddr>,
+
+    /// File with the API key that those sidecars have to send; read at the start
+    #[arg(
+        long,
+        env = "NEXUS_GATEWAY_KEY_FILE",
+        value_name = "FILE",
+        requires = "gateway_listen"
+    )]
+    pub gateway_key_file: Option<PathBuf>,
+
     #[command(flatten)]
     pub serve: ServeArgs,
 }

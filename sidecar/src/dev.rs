@@ -11,9 +11,10 @@ mod loader;
 pub(crate) mod vault;
 
 use std::fmt;
+use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use axum::Router;
@@ -21,6 +22,7 @@ use secrecy::SecretString;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use url::Url;
+use zeroize::Zeroizing;
 
 pub use self::credentials::Environment;
 pub use self::loader::DevLoader;
@@ -29,6 +31,9 @@ use self::vault::{CredentialSource, Vault};
 use crate::manifest::{Failure, Loaded};
 use crate::routes::watch::{RouteWatch, Timing};
 
+/// A free port that only this machine reaches.
+const LOOPBACK: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+
 /// What the user asked for.
 #[derive(Clone, Debug)]
 pub struct DevOptions {
@@ -36,6 +41,8 @@ pub struct DevOptions {
     pub routes: Option<PathBuf>,
     /// Credentials file; needed with `routes`.
     pub credentials: Option<PathBuf>,
+    /// Where other sidecars may ask the broker too, and the file with the key that they have to send.
+    pub gateway: Option<(SocketAddr, PathBuf)>,
     /// Where `{env: NAME}` looks.
     pub environment: Environment,
 }
@@ -49,9 +56,12 @@ pub enum SetupError {
     /// The options do not go together.
     #[error("{0}")]
     Options(&'static str),
-    /// A loopback port cannot be opened.
-    #[error("no loopback port can be opened")]
-    Listen(#[source] io::Error),
+    /// A port cannot be opened.
+    #[error("cannot listen on {0}")]
+    Listen(SocketAddr, #[source] io::Error),
+    /// The key that other sidecars have to send is not there.
+    #[error("--gateway-key-file {}", .0.display())]
+    Key(PathBuf, #[source] io::Error),
     /// The address of the broker is no URL, which only a bug can cause.
     #[error("the broker's address is not a URL")]
     Url(#[from] url::ParseError),
@@ -72,6 +82,8 @@ pub struct DevSetup {
     pub loader: Arc<DevLoader>,
     /// Says when the next one is due; never without files.
     pub watch: RouteWatch,
+    /// Where other sidecars may ask, if they may.
+    pub served_at: Option<SocketAddr>,
     /// Broker and echo upstream; they run until dropped, and one that ends is a failure.
     pub servers: JoinSet<io::Result<()>>,
 }
@@ -89,7 +101,7 @@ pub async fn prepare(options: DevOptions) -> Result<DevSetup, SetupError> {
     let mut servers = JoinSet::new();
     let (routes, source) = match (options.routes, options.credentials) {
         (None, None) => {
-            let echo = serve(&mut servers, echo::router()).await?;
+            let echo = serve(&mut servers, LOOPBACK, echo::router()).await?;
             let credentials = CredentialSource::BuiltIn(builtin::credentials()?);
             (RouteSource::BuiltIn(builtin::routes(echo)), credentials)
         }
@@ -111,34 +123,51 @@ pub async fn prepare(options: DevOptions) -> Result<DevSetup, SetupError> {
     let watch = RouteWatch::start(loader.watched(), Timing::default());
     let first = loader.load()?;
     let key = builtin::secret()?;
-    let broker = broker::router(vault, key.clone().into());
-    let broker = serve(&mut servers, broker).await?;
+    let broker = broker::router(Arc::clone(&vault), key.clone().into());
+    let broker = serve(&mut servers, LOOPBACK, broker).await?;
+    let served_at = match options.gateway {
+        None => None,
+        Some((address, file)) => {
+            let key = gateway_key(&file).map_err(|error| SetupError::Key(file, error))?;
+            Some(serve(&mut servers, address, broker::router(vault, key)).await?)
+        }
+    };
     Ok(DevSetup {
         gateway_url: Url::parse(&format!("http://{broker}"))?,
         api_key: key.into(),
         loaded: first,
         loader,
         watch,
+        served_at,
         servers,
     })
 }
 
+/// One line, whose end editors add.
+fn gateway_key(file: &Path) -> io::Result<SecretString> {
+    let text = Zeroizing::new(fs::read_to_string(file)?);
+    let key = text.trim();
+    if key.is_empty() || key.contains(char::is_control) {
+        let message = "must hold one line, the key";
+        return Err(io::Error::new(io::ErrorKind::InvalidData, message));
+    }
+    Ok(key.into())
+}
+
 async fn serve(
     servers: &mut JoinSet<io::Result<()>>,
+    address: SocketAddr,
     router: Router,
 ) -> Result<SocketAddr, SetupError> {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .await
-        .map_err(SetupError::Listen)?;
-    let address = listener.local_addr().map_err(SetupError::Listen)?;
+    let failed = |error| SetupError::Listen(address, error);
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
     servers.spawn(async move { axum::serve(listener, router).await });
     Ok(address)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
-    use std::path::Path;
     use std::time::Duration;
 
     use secrecy::ExposeSecret;
@@ -156,6 +185,7 @@ mod tests {
         DevOptions {
             routes: files.map(|dir| dir.path().join("routes.yaml")),
             credentials: files.map(|dir| dir.path().join("credentials.yaml")),
+            gateway: None,
             environment,
         }
     }
@@ -358,6 +388,7 @@ mod tests {
         let options = DevOptions {
             routes: Some(example.join("routes.yaml")),
             credentials: Some(example.join("credentials.yaml")),
+            gateway: None,
             environment: |name| Some(format!("value-of-{name}")),
         };
         let setup = prepare(options).await.unwrap();

@@ -14,7 +14,7 @@ use crate::app::{self, Config, RouteSource};
 use crate::args::{ControlArgs, DevArgs, EgressArgs, RunArgs, ServeArgs};
 use crate::credential::cache::CacheSettings;
 use crate::credential::client::{ControlPlane, ControlPlaneConfig, Flavour};
-use crate::dev::{self, DevOptions, DevSetup};
+use crate::dev::{self, DevOptions, DevSetup, banner};
 use crate::hardening;
 use crate::identity::Identity;
 use crate::manifest::problem::Problem;
@@ -70,6 +70,8 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
     let DevArgs {
         routes,
         credentials,
+        gateway_listen,
+        gateway_key_file,
         mut serve,
     } = args;
     telemetry::start(&serve.log_level)?;
@@ -83,6 +85,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
     let options = DevOptions {
         routes,
         credentials,
+        gateway: gateway_listen.zip(gateway_key_file),
         environment: |name| std::env::var(name).ok(),
     };
     runtime(&serve)?.block_on(async {
@@ -92,6 +95,7 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
             loaded,
             loader,
             watch,
+            served_at,
             mut servers,
         } = dev::prepare(options).await?;
         warn(&loaded.warnings);
@@ -113,11 +117,14 @@ pub fn dev(args: DevArgs) -> anyhow::Result<()> {
             egress,
         })
         .await?;
-        let banner = bound
+        let mut banner = bound
             .proxy_addresses()
             .first()
             .map(|proxy| loader.banner(*proxy))
             .unwrap_or_default();
+        if let Some(address) = served_at {
+            banner += &banner::gateway(address);
+        }
         tokio::select! {
             ended = bound.run(&banner) => ended,
             _ = servers.join_next() => anyhow::bail!("the built-in broker or echo upstream ended"),

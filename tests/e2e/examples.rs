@@ -1,4 +1,5 @@
-//! The README's section on Kubernetes, command by command, and the examples that it applies.
+//! The README's section on Kubernetes, command by command, the examples that it applies, and the page of those on a
+//! gateway for a test cluster.
 //!
 //! What a reader puts in is put in here too: the gateway, the image of the agent, connections and APIs.
 
@@ -13,8 +14,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::lab::{
-    self, AUTHORITY, GATEWAY, OTHER, SYSTEM, UPSTREAM, apply, helm_program, kubectl, lab,
-    rolled_out, until, values,
+    self, AUTHORITY, DEV_GATEWAY, GATEWAY, OTHER, SYSTEM, UPSTREAM, apply, helm_program, kubectl,
+    lab, rolled_out, until, upgrade, values,
 };
 use crate::lifecycle::completed;
 use crate::team::Team;
@@ -31,9 +32,17 @@ pub(crate) fn tests(list: &mut Vec<Trial>) {
     ));
 }
 
+/// Those that must run alone.
+pub(crate) fn tests_alone(list: &mut Vec<Trial>) {
+    list.push(test(
+        "a_test_cluster_has_a_gateway_of_the_sidecars_image",
+        a_test_cluster_has_a_gateway_of_the_sidecars_image,
+    ));
+}
+
 /// Installs the chart with the README's own commands.
 pub(crate) fn install() {
-    let page = Page::prepare();
+    let page = Page::readme();
     for command in page
         .commands
         .iter()
@@ -46,20 +55,24 @@ pub(crate) fn install() {
     }
 }
 
-/// The section, and a copy of the files that it names.
+/// A section, and a copy of the files that it names.
 struct Page {
     commands: Vec<String>,
     folder: TempDir,
 }
 
 impl Page {
-    fn prepare() -> Self {
-        let text = std::fs::read_to_string(repository().join("README.md")).unwrap();
+    fn readme() -> Self {
+        Self::section("README.md", "In Kubernetes")
+    }
+
+    fn section(page: &str, title: &str) -> Self {
+        let text = std::fs::read_to_string(repository().join(page)).unwrap();
         let section = text
             .split("\n## ")
-            .find(|section| section.starts_with("In Kubernetes"));
+            .find(|section| section.starts_with(title));
         let commands = section
-            .expect("the README has a section on Kubernetes")
+            .unwrap_or_else(|| panic!("{page} has no section {title}"))
             .lines()
             .filter(|line| line.starts_with("kubectl ") || line.starts_with("helm "))
             .map(str::to_owned)
@@ -79,7 +92,7 @@ impl Page {
     /// Runs a command as a reader's shell does.
     fn run(&self, command: &str) -> String {
         let mut command = command.replace("https://nexus-gateway.example.com", GATEWAY);
-        if command.starts_with("helm ") {
+        if command.starts_with("helm install ") {
             command = format!("{command} {}", values().join(" "));
         }
         let helm = helm_program();
@@ -102,7 +115,11 @@ fn adapted(text: &str) -> String {
     let mut text = text
         .replace("registry.example.com/agent:1", &lab::python())
         .replace("https://api.github.com", UPSTREAM)
-        .replace("https://api.openai.com", OTHER);
+        .replace("https://api.openai.com", OTHER)
+        .replace(
+            "ghcr.io/nexus/nexus-sidecar:0.1.0",
+            &lab::image("nexus-sidecar"),
+        );
     // The services of the tests have an authority and addresses of their own.
     let own = format!(
         "    caBundle: {}\n    allowPrivateAddresses: true\n",
@@ -112,11 +129,20 @@ fn adapted(text: &str) -> String {
         let line = format!("    url: {url}\n");
         text = text.replace(&line, &format!("{line}{own}"));
     }
-    for (placeholder, id) in connections() {
-        text = text.replace(placeholder, &id);
+    for ((placeholder, id), credential) in connections().iter().zip(CREDENTIALS) {
+        text = text
+            .replace(placeholder, id)
+            .replace(credential, lab().token(id));
     }
     text
 }
+
+/// What `credentials.yaml` has instead of credentials, in the order of [`connections`].
+const CREDENTIALS: [&str; 3] = [
+    "GitHub token of acme",
+    "GitHub token of globex",
+    "OpenAI key",
+];
 
 /// The ids of the examples, and connections that the gateway of the tests has.
 fn connections() -> [(&'static str, String); 3] {
@@ -132,7 +158,7 @@ fn connections() -> [(&'static str, String); 3] {
 }
 
 fn the_readmes_commands_and_examples_work() {
-    let page = Page::prepare();
+    let page = Page::readme();
     let mut said = String::new();
     for command in page
         .commands
@@ -167,6 +193,43 @@ fn the_readmes_commands_and_examples_work() {
     println!("bound pods of github: {}", bound["status"]["boundPods"]);
 }
 
+fn a_test_cluster_has_a_gateway_of_the_sidecars_image() {
+    let team = Team::new("without-nexus");
+    let here = |command: &str| {
+        let namespace = format!("--namespace {}", team.namespace);
+        command.replace("--namespace agents", &namespace)
+    };
+    // What the other page made before.
+    let readme = Page::readme();
+    for command in &readme.commands {
+        if command.contains("examples/") {
+            readme.run(&here(command));
+        }
+    }
+    let page = Page::section(
+        "examples/kubernetes/README.md",
+        "A test cluster that has no Nexus",
+    );
+    assert!(page.commands.len() > 5, "{:?}", page.commands);
+    for command in &page.commands {
+        page.run(&here(command));
+        if command.contains("create namespace") {
+            kubectl(&["label", "namespace", DEV_GATEWAY, "e2e=true"]).ok();
+        }
+    }
+    let url = format!("--gateway-url=http://gateway.{DEV_GATEWAY}.svc:7070");
+    let asks_it = |pod: &&Value| pod["spec"]["initContainers"].to_string().contains(&url);
+    let pods = team.kubectl(&["get", "pods", "--selector=app=agent", "--output=json"]);
+    let pods: Value = serde_json::from_str(&pods.ok()).unwrap();
+    let pods = pods["items"].as_array().unwrap();
+    let pod = pods.iter().find(asks_it);
+    let pod = pod.unwrap_or_else(|| panic!("no pod has {url}: {pods:?}"));
+    let name = pod["metadata"]["name"].as_str().unwrap();
+    let [(_, acme), ..] = connections();
+    log_shows(&team, name, &[&acme]);
+    upgrade(&values());
+}
+
 /// What the tests' own gateway needs in a namespace, and what finds it at the end.
 fn prepare_namespace() {
     kubectl(&["label", "namespace", NAMESPACE, "e2e=true"]).ok();
@@ -178,18 +241,17 @@ fn prepare_namespace() {
     .ok();
 }
 
-/// Waits until a workload's agents have shown these connections.
+/// Waits until the agents of a workload or pod have shown these connections.
 fn log_shows(team: &Team, workload: &str, connections: &[&String]) {
+    // Of those too that a Job made because the one before failed.
+    let all: &[&str] = if workload.contains('/') {
+        &["--all-pods"]
+    } else {
+        &[]
+    };
     until("the log", || {
         let log = team
-            // Of those too that a Job made because the one before failed.
-            .kubectl(&[
-                "logs",
-                workload,
-                "--all-pods",
-                "--all-containers",
-                "--tail=-1",
-            ])
+            .kubectl(&[&["logs", workload, "--all-containers", "--tail=-1"], all].concat())
             .stdout;
         let shown = connections.iter().all(|id| {
             log.lines()

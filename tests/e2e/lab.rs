@@ -20,6 +20,8 @@ pub(crate) const SYSTEM: &str = "nexus-system";
 pub(crate) const CHART: &str = "charts/nexus";
 /// Namespace of the gateway and the upstream.
 pub(crate) const SERVICES: &str = "services";
+/// Namespace of the gateway that the examples have for a test cluster.
+pub(crate) const DEV_GATEWAY: &str = "dev-gateway";
 /// What agents ask for is behind this URL.
 pub(crate) const UPSTREAM: &str = "https://upstream.services.svc";
 /// The second upstream.
@@ -124,6 +126,11 @@ pub(crate) fn log_of(service: &str) -> String {
 /// Tag of the images under test.
 pub(crate) fn tag() -> String {
     setting("NEXUS_E2E_TAG")
+}
+
+/// An image of the product.
+pub(crate) fn image(name: &str) -> String {
+    format!("{}/{name}:{}", setting("NEXUS_E2E_REGISTRY"), tag())
 }
 
 /// Python, requests, kubectl and a shell.
@@ -277,7 +284,7 @@ impl Lab {
 
     /// Removes what an earlier run left, and nothing that is somebody else's: a cluster may be given.
     fn remove_what_was_left() {
-        for namespace in [SYSTEM, SERVICES, "agents"] {
+        for namespace in [SYSTEM, SERVICES, DEV_GATEWAY, "agents"] {
             if let Some(object) = get("default", "namespace", namespace) {
                 assert_eq!(
                     object["metadata"]["labels"]["e2e"], "true",

@@ -60,6 +60,7 @@ fn main() -> ExitCode {
     outages::tests(&mut alone);
     upgrades::tests(&mut alone);
     access::tests_alone(&mut alone);
+    examples::tests_alone(&mut alone);
     charts::tests(&mut alone);
     let one_by_one = Arguments {
         test_threads: Some(1),

@@ -8,6 +8,7 @@
 )]
 
 use nexus_tests::clients::{node_script, output, python_script, repository};
+use nexus_tests::connection;
 use nexus_tests::route::Route;
 use nexus_tests::sidecar::Sidecar;
 use nexus_tests::upstream::Upstream;
@@ -135,5 +136,98 @@ async fn a_mistake_in_the_files_is_a_message_with_file_line_and_field() {
                 "{mention} for {credentials}: {said}"
             );
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn other_sidecars_ask_the_gateway_with_its_key() {
+    let upstream = Upstream::start().await;
+    let (folder, credentials) = own(&format!(
+        "credentials: {{{}: {{access_token: token-of-the-gateway}}}}",
+        connection(1)
+    ));
+    let key = folder.path().join("key");
+    std::fs::write(&key, "key-of-the-gateway\n").unwrap();
+    let route = Route::new("mine", &upstream.url()).connection(&connection(1));
+    let dev = Sidecar::dev_with_routes()
+        .route(&route)
+        .arg("--credentials")
+        .arg(credentials)
+        .arg("--gateway-listen=127.0.0.1:0")
+        .arg("--gateway-key-file")
+        .arg(key)
+        .start()
+        .await;
+    let url = wait::until("the gateway's address", || {
+        let said = dev.stdout().join(" ");
+        let (_, rest) = said.split_once("--gateway-url ")?;
+        rest.split(' ').next().map(str::to_owned)
+    })
+    .await;
+    let other = |key: &str| {
+        let sidecar = Sidecar::run().route(&route).gateway_url(&url).api_key(key);
+        sidecar.start()
+    };
+    let sidecar = other("key-of-the-gateway").await;
+    let answer = sidecar.agent().get("/via/mine/user").send().await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    assert_eq!(
+        upstream.only().header("authorization"),
+        "Bearer token-of-the-gateway"
+    );
+    let sidecar = other("guessed").await;
+    let answer = sidecar.agent().get("/via/mine/user").send().await;
+    assert_eq!(answer.error(), "broker_rejected", "{}", answer.text());
+    assert_eq!(upstream.seen().len(), 1);
+    let said = dev.said();
+    for secret in ["key-of-the-gateway", "token-of-the-gateway"] {
+        assert!(!said.contains(secret), "{said}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_for_others_needs_a_key_and_credentials() {
+    let (folder, credentials) = own("credentials: {mine: {access_token: t}}");
+    let key = folder.path().join("key");
+    for (content, mentions) in [
+        (None, &["--gateway-key-file", "key", "No such file"][..]),
+        (Some(" \n"), &["--gateway-key-file", "must hold one line"]),
+        (
+            Some("a\nb\n"),
+            &["--gateway-key-file", "must hold one line"],
+        ),
+    ] {
+        if let Some(content) = content {
+            std::fs::write(&key, content).unwrap();
+        }
+        let output = Sidecar::dev_with_routes()
+            .route(&Route::new("mine", "https://api.example.com"))
+            .arg("--credentials")
+            .arg(&credentials)
+            .arg("--gateway-listen=127.0.0.1:0")
+            .arg("--gateway-key-file")
+            .arg(&key)
+            .fails()
+            .await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{said}");
+        for mention in mentions {
+            assert!(said.contains(mention), "{mention}: {said}");
+        }
+    }
+    for missing in [
+        &["--gateway-listen=127.0.0.1:0", "--credentials=c"][..],
+        &["--gateway-listen=127.0.0.1:0", "--gateway-key-file=k"],
+    ] {
+        let mut builder = Sidecar::dev_with_routes();
+        for argument in missing {
+            builder = builder.arg(*argument);
+        }
+        let output = builder.fails().await;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            said.contains("required arguments were not provided"),
+            "{said}"
+        );
     }
 }

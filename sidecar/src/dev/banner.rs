@@ -67,6 +67,16 @@ answers, with credentials masked in them, and never a key. Changes to the files 
     text
 }
 
+/// For whoever lets other sidecars ask here.
+pub(crate) fn gateway(address: SocketAddr) -> String {
+    format!(
+        "
+Other sidecars may ask here too: --gateway-url http://{address} and --api-key-file with the same key. Whoever has the
+key gets every credential, in clear text: for tests only.
+"
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -105,8 +105,8 @@ async fn a_pod_without_a_sidecar_may_be_changed_as_ever() {
         json!({"annotations": null}),
         json!({"annotations": {"nexus.io/inject": "true"}, "labels": {"app": "b"}}),
     ] {
-        let patch = json!({"metadata": patch});
-        scene.mallory.merge(&path, &patch).await.ok();
+        let changed = json!({"metadata": patch});
+        scene.mallory.merge(&path, &changed).await.ok();
     }
 }
 
@@ -138,8 +138,8 @@ async fn a_pod_without_a_sidecar_does_not_become_one_that_has() {
                     "",
                 ),
             ] {
-                let patch = json!({"metadata": patch});
-                let answer = caller.merge(&scene.core(path), &patch).await;
+                let changed = json!({"metadata": patch});
+                let answer = caller.merge(&scene.core(path), &changed).await;
                 assert_denied(&answer, "nexus-pod-update", why);
             }
         }

@@ -8,7 +8,11 @@ use crate::cluster;
 use crate::e2e;
 use crate::fuzz;
 use crate::generate;
-use crate::images::{self, dockerfiles, product, program};
+use crate::images::{
+    self, dockerfiles,
+    product::{self, PRODUCTS, Product},
+    program,
+};
 use crate::soak;
 use crate::step::{cargo, command, repository, run, step, succeeds, target};
 use crate::tool;
@@ -29,6 +33,31 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
         run(&mut cargo(&fuzz))
     })?;
     step("generated files", || generate::run(true))?;
+    // Each ends with minutes in which it keeps one core busy, so they go beside what only reads the sources.
+    std::thread::scope(|scope| {
+        let programs = scope.spawn(|| PRODUCTS.iter().try_for_each(|it| release(it).map(drop)));
+        check_sources()?;
+        programs
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    let not_run = run_tests(&[])?;
+    if not_run.is_none() {
+        step("cluster", cluster::check)?;
+    }
+    // Of the program that the tests have just used.
+    step("sidecar image", images::check_sidecar)?;
+    soak::soak(SOAK_MINUTES, 1, None)?;
+    fuzz::fuzz(FUZZ_SECONDS, &[])?;
+    // Once more where it is seen: the rest passed without them.
+    if let Some(obstacles) = not_run {
+        println!("==> end-to-end tests: NOT RUN\n{obstacles}");
+    }
+    Ok(())
+}
+
+/// What can be said without running the product.
+fn check_sources() -> anyhow::Result<()> {
     step("clippy", || {
         let clippy = [
             "clippy",
@@ -51,19 +80,8 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
     })?;
     supply_chain()?;
     step("Dockerfiles", dockerfiles::check)?;
-    let not_run = run_tests(&[])?;
-    if not_run.is_none() {
-        step("cluster", cluster::check)?;
-    }
-    // Of the program that the tests have just used.
-    step("sidecar image", images::check_sidecar)?;
-    soak::soak(SOAK_MINUTES, 1, None)?;
-    fuzz::fuzz(FUZZ_SECONDS, &[])?;
-    // Once more where it is seen: the rest passed without them.
-    if let Some(obstacles) = not_run {
-        println!("==> end-to-end tests: NOT RUN\n{obstacles}");
-    }
-    Ok(())
+    clients::install()?;
+    assets::assets().map(drop)
 }
 
 /// Installs the clients and the control plane, builds the sidecar for release and runs every test against it.
@@ -75,7 +93,7 @@ pub(crate) fn test(arguments: &[String]) -> anyhow::Result<()> {
 fn run_tests(arguments: &[String]) -> anyhow::Result<Option<String>> {
     clients::install()?;
     let assets = assets::assets()?;
-    let sidecar = release()?;
+    let sidecar = release(&product::SIDECAR)?;
     // With the features that the tests are built with, so that little is built twice.
     let operator = ["build", "--workspace", "--bin", "nexus-operator"];
     step("operator build", || run(&mut cargo(&operator)))?;
@@ -94,9 +112,9 @@ fn run_tests(arguments: &[String]) -> anyhow::Result<Option<String>> {
     }
 }
 
-/// Builds the sidecar as it is shipped. Returns where it is.
-pub(crate) fn release() -> anyhow::Result<PathBuf> {
-    let name = product::SIDECAR.name;
+/// Builds a program as it is shipped. Returns where it is.
+pub(crate) fn release(product: &Product) -> anyhow::Result<PathBuf> {
+    let name = product.name;
     program::build(repository(), &target(), name, name, "release")
 }
 

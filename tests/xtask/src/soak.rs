@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::ci;
+use crate::images::product;
 use crate::step::{cargo, command, run, step, target};
 
 /// Builds the sidecar unless one is given, and runs the soak against it.
@@ -10,7 +11,7 @@ pub(crate) fn soak(minutes: u64, seed: u64, binary: Option<PathBuf>) -> anyhow::
     let binary = if let Some(binary) = binary {
         std::path::absolute(binary)?
     } else {
-        ci::release()?
+        ci::release(&product::SIDECAR)?
     };
     // As the tests are built: alone, its dependencies would be built once more with other features.
     let build = ["build", "--workspace", "--bin", "soak"];
