@@ -34,14 +34,14 @@ struct Provider {
     api_base_url: Option<String>,
 }
 
-/// Reads them for as long as the process lives. Fails at once if the gateway cannot be asked safely.
+/// Reads them for as long as the process lives. Fails at once if the gateway cannot be asked safely; a file that is wrong
+/// is an outage like others, since admission needs none of this.
 pub(crate) async fn follow(
     gateway: Url,
     ca: Option<PathBuf>,
     stores: Stores,
 ) -> anyhow::Result<()> {
     let url = providers(gateway)?;
-    client(ca.as_deref())?;
     let mut last_error = String::new();
     loop {
         let wait = match read(ca.as_deref(), &url).await {
@@ -93,6 +93,7 @@ fn providers(mut gateway: Url) -> anyhow::Result<Url> {
 /// Made anew for each look, which is seldom: authorities are replaced while the process lives.
 fn client(ca: Option<&Path>) -> anyhow::Result<Client> {
     let builder = Client::builder()
+        .no_proxy()
         .timeout(TIMEOUT)
         .redirect(reqwest::redirect::Policy::none());
     let Some(ca) = ca else {

@@ -6,8 +6,8 @@
 //! renewal, so before anybody else may take over, whether the API server is away, slow or refuses. Each write names
 //! the version that was read, so of two that try one gets it.
 //!
-//! The configured duration is the promise: when the holder is killed, another one has the Lease before it is over. So
-//! the record says less, since others see a renewal up to a retry after it.
+//! The configured duration is the promise: when the holder is killed, another one has the Lease before it is over, as
+//! long as the API server answers. So the record says less, since others see a renewal up to a retry after it.
 //!
 //! The crate kube-lease-manager was tried by reading (0.13.1) and not taken: it compares the `renewTime` of another
 //! machine's clock with its own, goes on calling itself the leader while renewals fail (its channel says nothing of

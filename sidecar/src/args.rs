@@ -169,7 +169,7 @@ pub struct DevArgs {
     /// Serve these credentials to other sidecars too, as a Nexus gateway does, e.g. on [::]:7070
     ///
     /// For a test cluster without a Nexus: it speaks http://, and whoever has the key gets every credential of the
-    /// file. Connections are those that the routes list.
+    /// file.
     #[arg(
         long,
         env = "NEXUS_GATEWAY_LISTEN",

@@ -74,7 +74,10 @@ impl Page {
         let commands = section
             .unwrap_or_else(|| panic!("{page} has no section {title}"))
             .lines()
-            .filter(|line| line.starts_with("kubectl ") || line.starts_with("helm "))
+            .filter(|line| {
+                let commands = ["kubectl ", "helm ", "sleep "];
+                commands.iter().any(|start| line.starts_with(start))
+            })
             .map(str::to_owned)
             .collect();
         let folder = TempDir::with_prefix("e2e-readme-").unwrap();
@@ -214,20 +217,22 @@ fn a_test_cluster_has_a_gateway_of_the_sidecars_image() {
     for command in &page.commands {
         page.run(&here(command));
         if command.contains("create namespace") {
-            kubectl(&["label", "namespace", DEV_GATEWAY, "e2e=true"]).ok();
+            let strict = "pod-security.kubernetes.io/enforce=restricted";
+            kubectl(&["label", "namespace", DEV_GATEWAY, "e2e=true", strict]).ok();
         }
     }
     let url = format!("--gateway-url=http://gateway.{DEV_GATEWAY}.svc:7070");
     let asks_it = |pod: &&Value| pod["spec"]["initContainers"].to_string().contains(&url);
     let pods = team.kubectl(&["get", "pods", "--selector=app=agent", "--output=json"]);
     let pods: Value = serde_json::from_str(&pods.ok()).unwrap();
-    let pods = pods["items"].as_array().unwrap();
-    let pod = pods.iter().find(asks_it);
-    let pod = pod.unwrap_or_else(|| panic!("no pod has {url}: {pods:?}"));
+    let pod = pods["items"].as_array().unwrap().iter().find(asks_it);
+    let pod = pod.unwrap_or_else(|| panic!("no pod has {url}"));
     let name = pod["metadata"]["name"].as_str().unwrap();
     let [(_, acme), ..] = connections();
     log_shows(&team, name, &[&acme]);
     upgrade(&values());
+    // Others after this one rely on it.
+    team.start_with("again", GATEWAY);
 }
 
 /// What the tests' own gateway needs in a namespace, and what finds it at the end.

@@ -144,7 +144,8 @@ impl Scene {
         let annotations =
             json!({"nexus.io/inject": "true", "nexus.io/admitted": admitted.to_string()});
         let metadata = json!({"labels": {"nexus.io/sidecar": "true"}, "annotations": annotations});
-        // Afterwards, since the webhook would write what this version admits; a policy is against that.
+        // Afterwards, since the webhook would write what this version admits; a policy is against that, which no test
+        // with such a pod is about.
         let policy = [
             "delete",
             "validatingadmissionpolicybinding",

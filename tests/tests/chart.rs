@@ -6,6 +6,7 @@ use std::process::Command;
 
 use nexus_tests::apiserver::Cluster;
 use nexus_tests::chart;
+use nexus_tests::clients::repository;
 use nexus_tests::operator;
 use serde_json::{Value, json};
 
@@ -381,6 +382,16 @@ fn the_api_server_takes_every_object_that_it_renders() {
         let count = answer.ok().lines().count();
         assert_eq!(count, items.len(), "{values:?}");
     }
+}
+
+#[test]
+fn the_example_of_a_gateway_is_of_this_version() {
+    let example = repository().join("examples/kubernetes/gateway.yaml");
+    let image = format!(
+        "image: ghcr.io/nexus/nexus-sidecar:{}\n",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert!(std::fs::read_to_string(example).unwrap().contains(&image));
 }
 
 #[test]

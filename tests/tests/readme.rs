@@ -126,7 +126,7 @@ fn every_command_of_an_examples_page_is_tested() {
     }
     // The end-to-end tests run these as they are.
     for line in commands("examples/kubernetes/README.md") {
-        let run = line.starts_with("kubectl ") || line.starts_with("helm ");
-        assert!(run, "{line}");
+        let run = ["kubectl ", "helm ", "sleep "];
+        assert!(run.iter().any(|start| line.starts_with(start)), "{line}");
     }
 }

@@ -69,10 +69,20 @@ answers, with credentials masked in them, and never a key. Changes to the files 
 
 /// For whoever lets other sidecars ask here.
 pub(crate) fn gateway(address: SocketAddr) -> String {
+    let at = if address.ip().is_unspecified() {
+        format!("THIS_HOST:{}", address.port())
+    } else {
+        address.to_string()
+    };
+    let insecure = if address.ip().is_loopback() {
+        ""
+    } else {
+        " --allow-insecure-gateway"
+    };
     format!(
         "
-Other sidecars may ask here too: --gateway-url http://{address} and --api-key-file with the same key. Whoever has the
-key gets every credential, in clear text: for tests only.
+Other sidecars may ask here too: --gateway-url http://{at}{insecure} and --api-key-file with the same key.
+Whoever has the key gets every credential, in clear text: for tests only.
 "
     )
 }

@@ -1,8 +1,8 @@
-//! The in-process broker of `dev`: the gateway's REST protocol over loopback HTTP, so that the sidecar runs the very
-//! path it runs with a real one.
+//! The in-process broker of `dev`: the gateway's REST protocol over HTTP, so that the sidecar runs the very path it runs
+//! with a real one.
 //!
-//! Every request but `/health` needs the key of this run, which never leaves the process: the agent on the same
-//! machine cannot read tokens here.
+//! Every request but `/health` needs a key. On loopback that is one of this run, which never leaves the process, so that
+//! the agent on the same machine cannot read tokens here; where other sidecars may ask, it is the user's.
 
 use std::sync::Arc;
 

@@ -112,6 +112,9 @@ pub(crate) fn helm() -> anyhow::Result<PathBuf> {
 }
 
 fn definitions() -> anyhow::Result<PathBuf> {
+    if let Some(given) = std::env::var_os("NEXUS_DEFINITIONS") {
+        return Ok(given.into());
+    }
     let versions = DEFINITIONS.map(|it| it.version).join("-");
     built("definitions", &versions, |folder| {
         DEFINITIONS.iter().try_for_each(|it| it.copy_to(folder))
@@ -125,8 +128,10 @@ impl Definitions {
         let output = command("go", &["mod", "download", "-json", &module])
             .output()
             .context("cannot start go")?;
-        let said: Value = serde_json::from_slice(&output.stdout)
-            .with_context(|| format!("`go mod download` of {module}"))?;
+        let said: Value = serde_json::from_slice(&output.stdout).with_context(|| {
+            let why = String::from_utf8_lossy(&output.stderr);
+            format!("`go mod download` of {module}: {why}")
+        })?;
         if let Some(error) = said["Error"].as_str() {
             bail!("{error}");
         }
@@ -210,7 +215,7 @@ fn built(
 ) -> anyhow::Result<PathBuf> {
     if !cache::folder(name, version)?.exists() && !has_go() {
         bail!(
-            "{name} {version} is made from Go modules: install Go 1.25 or newer, or set KUBEBUILDER_ASSETS and put helm on the PATH"
+            "{name} {version} is made from Go modules: install Go 1.25 or newer, or set KUBEBUILDER_ASSETS and NEXUS_DEFINITIONS and put helm on the PATH"
         );
     }
     cache::filled(name, version, build)

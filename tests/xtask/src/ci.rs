@@ -1,4 +1,4 @@
-//! The checks, in the order in which they are likely to fail fast.
+//! The checks, quick ones first.
 
 use std::path::PathBuf;
 
@@ -36,10 +36,14 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
     // Each ends with minutes in which it keeps one core busy, so they go beside what only reads the sources.
     std::thread::scope(|scope| {
         let programs = scope.spawn(|| PRODUCTS.iter().try_for_each(|it| release(it).map(drop)));
-        check_sources()?;
+        let checked = check_sources();
+        if let Err(error) = &checked {
+            println!("    failed, and ends with the builds under way: {error:#}");
+        }
         programs
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            .and(checked)
     })?;
     let not_run = run_tests(&[])?;
     if not_run.is_none() {
