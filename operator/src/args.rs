@@ -390,6 +390,26 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_has_a_variable_of_its_name() {
+        let mut command = Cli::command();
+        command.build();
+        let run = command.find_subcommand("run").unwrap();
+        let mut count = 0;
+        for argument in run.get_arguments() {
+            let Some(flag) = argument
+                .get_long()
+                .filter(|it| !["help", "version"].contains(it))
+            else {
+                continue;
+            };
+            let variable = format!("NEXUS_{}", flag.replace('-', "_").to_uppercase());
+            assert_eq!(argument.get_env(), Some(variable.as_ref()), "--{flag}");
+            count += 1;
+        }
+        assert!(count > 30, "{count}");
+    }
+
+    #[test]
     fn durations_are_written_with_units() {
         assert_eq!(duration("1m30s"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));

@@ -260,6 +260,9 @@ impl Operator {
         let start = Instant::now();
         loop {
             let (status, text) = self.ask("/readyz");
+            // From when it listens: what it waits for is no reason to be started anew.
+            let (alive, _) = self.ask("/healthz");
+            assert!(status == 0 || alive == 200, "{alive}\n{}", self.log());
             if status == 200 {
                 return;
             }

@@ -90,6 +90,10 @@ fn a_route_becomes_a_table_conditions_and_an_event() {
     let refused = scene.until("api", "OriginNotGranted", "Pending");
     let message = condition(&refused, "Accepted")["message"].as_str().unwrap();
     assert!(message.contains("https://evil.example.com"), "{message}");
+    let columns = scene.kubectl(&["get", "nxr", "--no-headers"]).ok();
+    let row = ["api", &scene.namespace, "https://evil.example.com", "False"];
+    let cells: Vec<&str> = columns.split_whitespace().collect();
+    assert_eq!(cells[..4], row, "{columns}");
     assert!(scene.table().unwrap().routes.is_empty());
     scene.wait("a warning", || {
         let told = reasons(&scene, "api");

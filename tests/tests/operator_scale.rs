@@ -8,6 +8,7 @@
     reason = "a test fails by panicking"
 )]
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io::Write as _;
@@ -319,6 +320,8 @@ async fn converge(prefix: &str, spread: usize, total: usize) {
     }
     // Each route has one verdict to be told, however many tables it took until all were there.
     assert_eq!(count(&calls, "nexusroutes/status"), total);
+    let tables = count(&calls, "configmaps");
+    assert!((spread..=total).contains(&tables), "{}", summary(&calls));
 
     let audit = scene.cluster.audit();
     let restarts = Instant::now();
@@ -522,12 +525,18 @@ async fn a_controller_killed_in_the_middle_of_a_burst_ends_where_it_would_have_e
     let namespaces = scene.namespaces("burst", NAMESPACES).await;
     let mut random = fastrand::Rng::with_seed(3);
     let mut expected: BTreeMap<(String, String), String> = BTreeMap::new();
+    let mut within = 0;
     for round in 0..ROUNDS {
         let mut requests = burst(&namespaces, round, &mut random, &mut expected);
         // Killed while the second half of each round arrives and the first is being written.
         let late = requests.split_off(requests.len() / 2);
         scene.send(requests).await;
-        let ((), audit) = tokio::join!(scene.send(late), async {
+        let all_sent = Cell::new(false);
+        let sending = async {
+            scene.send(late).await;
+            all_sent.set(true);
+        };
+        let ((), audit) = tokio::join!(sending, async {
             let audit = scene.cluster.audit();
             let start = Instant::now();
             while of_routes(&audit).is_empty() {
@@ -535,11 +544,13 @@ async fn a_controller_killed_in_the_middle_of_a_burst_ends_where_it_would_have_e
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
             operator.kill();
+            within += u32::from(!all_sent.get());
             audit
         });
         show(format_args!("killed after {}", summary(&of_routes(&audit))));
         operator = scene.start().await;
     }
+    assert!(within > 0, "it was never killed in the middle of a burst");
 
     let total = expected.len();
     let reasons = BTreeMap::from([

@@ -33,10 +33,10 @@ pub(crate) fn run_ci() -> anyhow::Result<()> {
         run(&mut cargo(&fuzz))
     })?;
     step("generated files", || generate::run(true))?;
-    // Each ends with minutes in which it keeps one core busy, so they go beside what only reads the sources.
+    // Each ends with minutes in which it keeps one core busy, so they go beside what does not need them.
     std::thread::scope(|scope| {
         let programs = scope.spawn(|| PRODUCTS.iter().try_for_each(|it| release(it).map(drop)));
-        let checked = check_sources();
+        let checked = check_sources().and_then(|()| build_tests());
         if let Err(error) = &checked {
             println!("    failed, and ends with the builds under way: {error:#}");
         }
@@ -98,9 +98,7 @@ fn run_tests(arguments: &[String]) -> anyhow::Result<Option<String>> {
     clients::install()?;
     let assets = assets::assets()?;
     let sidecar = release(&product::SIDECAR)?;
-    // With the features that the tests are built with, so that little is built twice.
-    let operator = ["build", "--workspace", "--bin", "nexus-operator"];
-    step("operator build", || run(&mut cargo(&operator)))?;
+    build_tests()?;
     step("tests", || {
         run(cargo(&["test", "--workspace"])
             .args(arguments)
@@ -114,6 +112,15 @@ fn run_tests(arguments: &[String]) -> anyhow::Result<Option<String>> {
     } else {
         Ok(None)
     }
+}
+
+/// Builds all tests and the operator that they run.
+fn build_tests() -> anyhow::Result<()> {
+    // With the features that the tests are built with, so that little is built twice.
+    let operator = ["build", "--workspace", "--bin", "nexus-operator"];
+    step("operator build", || run(&mut cargo(&operator)))?;
+    let tests = ["test", "--workspace", "--no-run"];
+    step("build of the tests", || run(&mut cargo(&tests)))
 }
 
 /// Builds a program as it is shipped. Returns where it is.
