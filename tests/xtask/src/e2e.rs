@@ -7,7 +7,7 @@ use anyhow::Context;
 use clap::Args;
 
 use crate::assets;
-use crate::cluster::{self, Cluster};
+use crate::cluster::{self, Cluster, Node};
 use crate::images::{
     self,
     product::{Build, PRODUCTS, Sources},
@@ -162,20 +162,17 @@ fn run_in(cluster: &Cluster, arguments: &Arguments) -> anyhow::Result<()> {
             Cluster::Given(kubeconfig) => cargo.env("NEXUS_E2E_KUBECONFIG", kubeconfig),
             Cluster::Ours(node) => cargo
                 .env("NEXUS_E2E_KUBECONFIG", node.kubeconfig())
-                .env("NEXUS_E2E_RESTART", restart(&node.path(""))?),
+                .env("NEXUS_E2E_RESTART", restart(node)),
         };
         run(&mut cargo)
     })
 }
 
 /// A command that restarts the component that is its last argument, for `sh`.
-fn restart(folder: &std::path::Path) -> anyhow::Result<String> {
-    // A build meanwhile, of this program too, is to change nothing.
-    let program = folder.join("xtask");
-    std::fs::copy("/proc/self/exe", &program).context("cannot copy this program")?;
-    Ok(format!(
+fn restart(node: &Node) -> String {
+    format!(
         "'{}' cluster restart --folder '{}'",
-        program.display(),
-        folder.display()
-    ))
+        node.program().display(),
+        node.path("").display()
+    )
 }

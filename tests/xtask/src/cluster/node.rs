@@ -55,6 +55,11 @@ impl Node {
         self.path("pki/admin.kubeconfig")
     }
 
+    /// The program that started the node, kept with it: a build meanwhile replaces the one that runs.
+    pub(crate) fn program(&self) -> PathBuf {
+        self.path("xtask")
+    }
+
     /// The node's cgroup in every hierarchy: one for each folder.
     pub(super) fn cgroup(&self) -> String {
         let digest = Sha256::digest(self.folder.as_os_str().as_bytes());
@@ -198,7 +203,9 @@ impl Node {
         self.judge_folder()?;
         std::fs::create_dir_all(&self.folder)?;
         std::fs::write(self.path(MARKER), "")
-            .with_context(|| format!("cannot write into {}", self.folder.display()))
+            .with_context(|| format!("cannot write into {}", self.folder.display()))?;
+        std::fs::copy("/proc/self/exe", self.program()).context("cannot copy this program")?;
+        Ok(())
     }
 
     /// Fails if the folder has something in it and is no node's: everything in it goes with the node.
@@ -316,6 +323,8 @@ mod tests {
 
         let own = node("own");
         own.make_folder().unwrap();
+        let program = std::fs::read(own.program()).unwrap();
+        assert!(program == std::fs::read("/proc/self/exe").unwrap());
         own.down().unwrap();
         assert!(!place.path().join("own").exists());
         own.down().unwrap();

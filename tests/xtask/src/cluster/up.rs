@@ -64,7 +64,7 @@ fn start(node: &Node, programs: &Path) -> anyhow::Result<()> {
     ];
     let mut unshare = Command::new("setsid")
         .args(namespaces)
-        .arg(std::env::current_exe()?)
+        .arg(node.program())
         .args(node.words())
         .args([OsStr::new("--programs"), programs.as_os_str()])
         .stdin(Stdio::null())
