@@ -4,7 +4,7 @@ use libtest_mimic::Trial;
 use serde_json::{Value, json};
 
 use crate::lab::{LIMIT, arrived, until};
-use crate::team::{PROVIDER, Team, agent, container, on_node_of};
+use crate::team::{PROVIDER, Team, agent, container, on_node, on_node_of};
 use crate::test;
 
 /// One request, which has to be served.
@@ -113,41 +113,125 @@ fn nothing_starts_before_the_proxy() {
     let team = Team::new("order");
     team.route(PROVIDER, "");
     // The first thing that each of them does is a request, and none gets a second chance.
-    for number in 0..3 {
-        let mut pod = agent(&format!("first-{number}"));
+    let ordered = |name: &str| {
+        let mut pod = agent(name);
         pod["spec"]["restartPolicy"] = "Never".into();
         pod["spec"]["initContainers"] = json!([container("first", ONE_REQUEST)]);
         pod["spec"]["containers"] = json!([
             container("agent", ONE_REQUEST),
             container("other", ONE_REQUEST)
         ]);
-        team.create(&pod).ok();
+        pod
+    };
+    let names = ["first", "second", "third"];
+    for name in names {
+        team.create(&ordered(name)).ok();
     }
-    for number in 0..3 {
-        let name = format!("first-{number}");
-        let pod = until("the pod ends", || {
-            let pod = team.object("pod", &name);
-            match pod["status"]["phase"].as_str() {
-                Some("Succeeded" | "Failed") => Ok(pod),
-                _ => Err(pod["status"].to_string()),
-            }
-        });
-        let logs = team.kubectl(&["logs", &name, "--all-containers"]).stdout;
-        assert_eq!(
-            pod["status"]["phase"], "Succeeded",
-            "{logs}\n{}",
-            pod["status"]
-        );
-        let started = |status: &Value| {
-            let state = &status["state"]["terminated"]["startedAt"];
-            state
-                .as_str()
-                .unwrap_or_else(|| panic!("{status}"))
-                .to_owned()
-        };
-        let init = pod["status"]["initContainerStatuses"].as_array().unwrap();
-        assert_eq!(init[0]["name"], "nexus-sidecar");
-        assert!(started(&init[0]) <= started(&init[1]));
+    // The sidecar of one runs but does not serve.
+    let freezer = Freezer::of("held");
+    let mut held = ordered("held");
+    held["spec"]["nodeName"] = freezer.node();
+    team.create(&held).ok();
+    let frozen = freezer.frozen();
+    for name in names {
+        in_order(&succeeded(&team, name));
+    }
+    let pod = team.object("pod", "held");
+    let sidecar = &pod["status"]["initContainerStatuses"][0];
+    assert!(sidecar["state"]["running"].is_object(), "{sidecar}");
+    assert_eq!(sidecar["restartCount"], 0);
+    let statuses = ["initContainerStatuses", "containerStatuses"].map(|name| &pod["status"][name]);
+    let others = statuses
+        .into_iter()
+        .flat_map(|list| list.as_array().unwrap());
+    for other in others.filter(|status| status["name"] != "nexus-sidecar") {
+        assert!(other["state"]["waiting"].is_object(), "{other}");
+    }
+    freezer.thaw(&frozen);
+    in_order(&succeeded(&team, "held"));
+}
+
+/// A pod once it ended, which must be well.
+fn succeeded(team: &Team, name: &str) -> Value {
+    let pod = until("the pod ends", || {
+        let pod = team.object("pod", name);
+        match pod["status"]["phase"].as_str() {
+            Some("Succeeded" | "Failed") => Ok(pod),
+            _ => Err(pod["status"].to_string()),
+        }
+    });
+    let logs = team.kubectl(&["logs", name, "--all-containers"]).stdout;
+    let status = &pod["status"];
+    assert_eq!(status["phase"], "Succeeded", "{logs}\n{status}");
+    pod
+}
+
+/// Fails unless the sidecar of a pod that ended was the first to start.
+fn in_order(pod: &Value) {
+    let started = |status: &Value| {
+        let state = &status["state"]["terminated"]["startedAt"];
+        state
+            .as_str()
+            .unwrap_or_else(|| panic!("{status}"))
+            .to_owned()
+    };
+    let init = pod["status"]["initContainerStatuses"].as_array().unwrap();
+    assert_eq!(init[0]["name"], "nexus-sidecar");
+    assert!(started(&init[0]) <= started(&init[1]));
+}
+
+/// Freezes the sidecar of a pod as soon as its process is there, from a pod that sees the node's processes.
+struct Freezer(Team);
+
+impl Freezer {
+    /// Returns once it watches for a pod of this name.
+    fn of(pod: &str) -> Self {
+        let script = r#"
+import os, signal, sys, time
+print("watching", flush=True)
+while True:
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            words = open(f"/proc/{pid}/cmdline").read().split("\0")
+            if words[:2] == ["/nexus-sidecar", "run"] and f"HOSTNAME={sys.argv[1]}" in open(f"/proc/{pid}/environ").read().split("\0"):
+                os.kill(int(pid), signal.SIGSTOP)
+                print("frozen", pid, flush=True)
+                time.sleep(10000)
+        except OSError:
+            pass
+"#;
+        let team = Team::with("freezer", "privileged");
+        let mut watch = on_node("freezer");
+        watch["spec"]["containers"][0]["command"] = json!(["python3", "-c", script, pod]);
+        team.start(&watch);
+        let freezer = Self(team);
+        freezer.says("watching");
+        freezer
+    }
+
+    /// What follows a word in a line that it prints.
+    fn says(&self, word: &str) -> String {
+        until(word, || {
+            let log = self.0.kubectl(&["logs", "freezer"]).ok();
+            let said = log.lines().find_map(|line| line.strip_prefix(word));
+            said.map(|said| said.trim().to_owned()).ok_or(log)
+        })
+    }
+
+    /// The process, once it does not run any more.
+    fn frozen(&self) -> String {
+        self.says("frozen")
+    }
+
+    /// The node's name.
+    fn node(&self) -> Value {
+        self.0.object("pod", "freezer")["spec"]["nodeName"].take()
+    }
+
+    fn thaw(&self, process: &str) {
+        let command = format!("kill -CONT {process}");
+        let command = ["sh", "-c", &command];
+        self.0.exec_in("freezer", "agent", &command, "").ok();
     }
 }
 

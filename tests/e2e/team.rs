@@ -282,16 +282,21 @@ pub(crate) fn container(name: &str, script: &str) -> Value {
     })
 }
 
-/// Runs a command with `input` beside a pod: in one without a sidecar on the same node that sees all its processes and
-/// may do anything. Returns what it prints.
-pub(crate) fn on_node_of(beside: &Value, command: &[&str], input: &str) -> String {
-    let team = Team::with("node", "privileged");
-    let mut pod = agent("agent");
+/// A pod without a sidecar that sees all processes of its node and may do anything.
+pub(crate) fn on_node(name: &str) -> Value {
+    let mut pod = agent(name);
     pod["metadata"]["annotations"] = json!({});
-    pod["spec"]["nodeName"] = beside["spec"]["nodeName"].clone();
     pod["spec"]["hostPID"] = true.into();
     pod["spec"]["securityContext"] = json!({});
     pod["spec"]["containers"][0]["securityContext"] = json!({"privileged": true, "runAsUser": 0});
+    pod
+}
+
+/// Runs a command with `input` beside a pod: in one [on its node](on_node). Returns what it prints.
+pub(crate) fn on_node_of(beside: &Value, command: &[&str], input: &str) -> String {
+    let team = Team::with("node", "privileged");
+    let mut pod = on_node("agent");
+    pod["spec"]["nodeName"] = beside["spec"]["nodeName"].clone();
     team.start(&pod);
     team.exec_in("agent", "agent", command, input).ok()
 }

@@ -59,7 +59,10 @@ impl Footprint {
             let value = std::fs::read_to_string(Path::new("/proc/sys").join(setting));
             parts.insert(setting.to_owned(), lines(&value.unwrap_or_default()));
         }
-        parts.insert("iptables rules".to_owned(), iptables()?);
+        parts.insert("iptables rules".to_owned(), rules("iptables-save")?);
+        if Path::new("/proc/net/if_inet6").exists() {
+            parts.insert("ip6tables rules".to_owned(), rules("ip6tables-save")?);
+        }
         Ok(Self(parts))
     }
 
@@ -89,13 +92,13 @@ impl Footprint {
 }
 
 /// The chains and rules of the machine's own network, without how often each of them was used.
-fn iptables() -> anyhow::Result<BTreeSet<String>> {
-    let output = command("iptables-save", &[])
+fn rules(program: &str) -> anyhow::Result<BTreeSet<String>> {
+    let output = command(program, &[])
         .env("PATH", path_with(Path::new("/usr/sbin"))?)
         .output()
-        .context("cannot start iptables-save")?;
+        .with_context(|| format!("cannot start {program}"))?;
     let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "iptables-save: {said}");
+    ensure!(output.status.success(), "{program}: {said}");
     let text = String::from_utf8_lossy(&output.stdout);
     // A chain that somebody made has no policy: `:NAME - [packets:bytes]`. The others come with their table.
     let chains = text.lines().filter_map(|line| line.split_once(" - ["));
