@@ -190,6 +190,7 @@ impl Freezer {
 import os, signal, sys, time
 print("watching", flush=True)
 while True:
+    time.sleep(0.002)
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
             words = open(f"/proc/{pid}/cmdline").read().split("\0")
