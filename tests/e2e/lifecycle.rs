@@ -123,16 +123,16 @@ fn nothing_starts_before_the_proxy() {
         ]);
         pod
     };
-    let names = ["first", "second", "third"];
-    for name in names {
-        team.create(&ordered(name)).ok();
-    }
-    // The sidecar of one runs but does not serve.
+    // The sidecar of one runs but does not serve, for as long as others take from their start to their end.
     let freezer = Freezer::of("held");
     let mut held = ordered("held");
     held["spec"]["nodeName"] = freezer.node();
     team.create(&held).ok();
     let frozen = freezer.frozen();
+    let names = ["first", "second", "third"];
+    for name in names {
+        team.create(&ordered(name)).ok();
+    }
     for name in names {
         in_order(&succeeded(&team, name));
     }
