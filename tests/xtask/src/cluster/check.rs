@@ -124,7 +124,7 @@ fn visitor(cluster: &Cluster) -> anyhow::Result<Child> {
     Ok(cluster.command("sleep")?.arg("100000").spawn()?)
 }
 
-/// Kills `up` when the node has begun to start; its program is replaced meanwhile, as a build does it.
+/// Kills `up` when the node has begun to start; the program that runs is gone by then, as after a build.
 fn killed_start(
     node: &Node,
     nothing_left: &dyn Fn(&BTreeSet<PathBuf>) -> anyhow::Result<()>,
